@@ -1,0 +1,51 @@
+"""Amazon Kinesis Data Streams for Apache Beam, in Python alone."""
+
+from samza_kinesis_io.errors import (
+    AccessRefused,
+    CheckpointError,
+    ConfigurationError,
+    DataLoss,
+    DeliveryFailed,
+    EndpointUnreachable,
+    IncompleteShardList,
+    InvalidArgument,
+    IteratorExpired,
+    KinesisIOError,
+    RecordRefused,
+    ResourceNotFound,
+    ServiceError,
+    StaleAttachment,
+    StreamNotFound,
+    StreamNotReady,
+    StreamRecreated,
+    Throttled,
+    TransientServiceError,
+)
+from samza_kinesis_io.positions import StartingPosition, StopPosition
+from samza_kinesis_io.records import KinesisRecord, OutgoingRecord
+
+__all__ = [
+    "AccessRefused",
+    "CheckpointError",
+    "ConfigurationError",
+    "DataLoss",
+    "DeliveryFailed",
+    "EndpointUnreachable",
+    "IncompleteShardList",
+    "InvalidArgument",
+    "IteratorExpired",
+    "KinesisIOError",
+    "KinesisRecord",
+    "OutgoingRecord",
+    "RecordRefused",
+    "ResourceNotFound",
+    "ServiceError",
+    "StaleAttachment",
+    "StartingPosition",
+    "StopPosition",
+    "StreamNotFound",
+    "StreamNotReady",
+    "StreamRecreated",
+    "Throttled",
+    "TransientServiceError",
+]
