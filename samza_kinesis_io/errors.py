@@ -1,24 +1,24 @@
 """Every error this package raises, and the one place where the service's errors are classified.
 
-    KinesisIOError
-    ├── ConfigurationError           an option is wrong; found at construction (also a ValueError)
-    ├── ServiceError                 Kinesis, or the way to it, answered with an error; carries code and operation
-    │   ├── TransientServiceError    retryable: 5xx, InternalFailure, a dropped connection, a time-out
-    │   ├── Throttled                retryable: a limit was met; back off
-    │   ├── StreamNotReady           retryable: the stream is being created or updated
-    │   ├── IteratorExpired          the shard iterator is older than five minutes; ask for a new one
-    │   ├── InvalidArgument          the service refuses a value; what it means depends on the call
-    │   ├── ResourceNotFound         no such stream or shard
-    │   │   └── StreamNotFound       no such stream, certainly: fatal
-    │   └── AccessRefused            credentials, permissions, KMS: fatal until somebody changes them
-    ├── EndpointUnreachable          the endpoint cannot be found or refuses connections: fatal at start
-    ├── DataLoss                     records were dropped by Kinesis before we read them (retention)
-    │   └── StreamRecreated          the stream is another one than the position came from
-    ├── IncompleteShardList          the listed shards leave a hole in the hash space
-    ├── RecordRefused                a record Kinesis can never take: too large, bad key
-    ├── DeliveryFailed               a batch could not be delivered in time; carries counts by code
-    ├── CheckpointError              a checkpoint can't be read or written
-    └── StaleAttachment              another attempt reads this restriction now; this one must stop
+KinesisIOError
+├── ConfigurationError           an option is wrong; found at construction (also a ValueError)
+├── ServiceError                 Kinesis, or the way to it, answered with an error; carries code and operation
+│   ├── TransientServiceError    retryable: 5xx, InternalFailure, a dropped connection, a time-out
+│   ├── Throttled                retryable: a limit was met; back off
+│   ├── StreamNotReady           retryable: the stream is being created or updated
+│   ├── IteratorExpired          the shard iterator is older than five minutes; ask for a new one
+│   ├── InvalidArgument          the service refuses a value; what it means depends on the call
+│   ├── ResourceNotFound         no such stream or shard
+│   │   └── StreamNotFound       no such stream, certainly: fatal
+│   └── AccessRefused            credentials, permissions, KMS: fatal until somebody changes them
+├── EndpointUnreachable          the endpoint cannot be found or refuses connections: fatal at start
+├── DataLoss                     records were dropped by Kinesis before we read them (retention)
+│   └── StreamRecreated          the stream is another one than the position came from
+├── IncompleteShardList          the listed shards leave a hole in the hash space
+├── RecordRefused                a record Kinesis can never take: too large, bad key
+├── DeliveryFailed               a batch could not be delivered in time; carries counts by code
+├── CheckpointError              a checkpoint can't be read or written
+└── StaleAttachment              another attempt reads this restriction now; this one must stop
 """
 
 from __future__ import annotations
@@ -124,8 +124,10 @@ class RecordRefused(KinesisIOError, ValueError):
     """A record that Kinesis can never take.
 
     Attributes:
-        code: "RecordTooLarge", "InvalidPartitionKey", "InvalidExplicitHashKey", "InvalidData" or "SerializationFailed".
-        size_bytes, limit_bytes: Data and partition key together, and what the stream takes; 0 where size is not the reason.
+        code: "RecordTooLarge", "InvalidPartitionKey", "InvalidExplicitHashKey", "InvalidData" or
+            "SerializationFailed".
+        size_bytes, limit_bytes: Data and partition key together, and what the stream takes; 0 where size is
+            not the reason.
     """
 
     def __init__(self, message: str, *, code: str, size_bytes: int = 0, limit_bytes: int = 0) -> None:

@@ -24,6 +24,17 @@ WHOLE_RECORD: Final = (1 << 63) - 1
 SequenceNumberLike = str | tuple[str, int]
 
 
+def arrival_seconds_of(sequence_number: int) -> float | None:
+    """Return when the service made a sequence number, in seconds since the epoch; None if it does not tell.
+
+    Reads the undocumented version-2 layout (186 bits: ... time, shard index, version), which real numbers and the
+    better emulators share; use it as a hint only.
+    """
+    if sequence_number.bit_length() != 186 or sequence_number & 0xF != 2:
+        return None
+    return float((sequence_number >> 36) & ((1 << 36) - 1))
+
+
 class PositionKind(enum.Enum):
     """How a `Position` is meant; the names are those of the API's ShardIteratorType."""
 

@@ -98,7 +98,9 @@ class KinesisRecordCoder(coders.Coder):
 
     def decode(self, encoded: bytes) -> KinesisRecord:
         if encoded[:1] != _RECORD_VERSION:
-            raise ValueError(f"unknown version {encoded[:1]!r} of an encoded KinesisRecord; it was written by a newer release")
+            raise ValueError(
+                f"unknown version {encoded[:1]!r} of an encoded KinesisRecord; it was written by a newer release"
+            )
         return KinesisRecord(*self._decode(memoryview(encoded)[1:]))
 
     def is_deterministic(self) -> bool:

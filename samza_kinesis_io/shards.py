@@ -26,7 +26,9 @@ class HashKeyRange:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end <= MAX_HASH_KEY:
-            raise ValueError(f"hash key range must lie in [0, 2^128-1] and start <= end, got [{self.start}, {self.end}]")
+            raise ValueError(
+                f"hash key range must lie in [0, 2^128-1] and start <= end, got [{self.start}, {self.end}]"
+            )
 
     def contains(self, key: int) -> bool:
         return self.start <= key <= self.end
@@ -107,9 +109,7 @@ def oldest_covering(shards: Iterable[Shard], target: HashKeyRange = FULL_RANGE) 
     for shard in sorted(shards, key=lambda s: age_key(s.shard_id)):
         if not shard.hash_key_range.overlaps(target):
             continue
-        clipped = HashKeyRange(
-            max(shard.hash_key_range.start, target.start), min(shard.hash_key_range.end, target.end)
-        )
+        clipped = HashKeyRange(max(shard.hash_key_range.start, target.start), min(shard.hash_key_range.end, target.end))
         if uncovered(clipped, covered):
             chosen.append(shard)
             covered = _joined([*covered, clipped])
