@@ -78,11 +78,27 @@ class _Departure(msgspec.Struct):
     scheduled_departure: datetime.datetime
 
 
-encode_flight = msgspec.json.Encoder().encode
-decode_flight = msgspec.json.Decoder(Flight).decode
-encode_carrier_hour = msgspec.json.Encoder().encode
-decode_carrier_hour = msgspec.json.Decoder(CarrierHour).decode
+_encode = msgspec.json.Encoder().encode
+_decode_flight = msgspec.json.Decoder(Flight).decode
+_decode_carrier_hour = msgspec.json.Decoder(CarrierHour).decode
 _decode_departure = msgspec.json.Decoder(_Departure).decode
+
+
+# Functions, not the bound methods themselves: those cannot be pickled into a pipeline.
+def encode_flight(flight: Flight) -> bytes:
+    return _encode(flight)
+
+
+def decode_flight(data: bytes) -> Flight:
+    return _decode_flight(data)
+
+
+def encode_carrier_hour(row: CarrierHour) -> bytes:
+    return _encode(row)
+
+
+def decode_carrier_hour(data: bytes) -> CarrierHour:
+    return _decode_carrier_hour(data)
 
 
 def scheduled_departure(record: KinesisRecord) -> Timestamp:
