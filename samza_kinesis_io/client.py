@@ -506,11 +506,11 @@ class Boto3KinesisClient:
         self._closed = False
         self.region = region
         """Where its requests go."""
-        events = boto_client.meta.events
-        events.register("before-parameter-build.kinesis", _take_body)
-        events.register("before-call.kinesis", _put_body)
-        for operation in _FAST_DECODERS:
-            events.register(f"before-parse.kinesis.{operation}", _decode_answer)
+        hooks: dict[str, Any] = {"before-parameter-build.kinesis": _take_body, "before-call.kinesis": _put_body}
+        hooks |= {f"before-parse.kinesis.{operation}": _decode_answer for operation in _FAST_DECODERS}
+        for event, hook in hooks.items():
+            # By a unique id a client that is wrapped twice still has each hook once.
+            boto_client.meta.events.register(event, hook, unique_id=f"{__name__}.{event}")
 
     @property
     def endpoint_url(self) -> str:
