@@ -152,6 +152,8 @@ class TestPlainRecords:
             pytest.param(TABLE + b"\x1a\x00", id="empty record"),
             pytest.param(TABLE + b"\x1a\x06\x08\x00\x1a\x01d", id="record longer than the message"),
             pytest.param(TABLE + b"\x1a\x04\x08\x00\x1a\x01d", id="data longer than its record"),
+            pytest.param(TABLE + b"\x1a\x06\x08\x00\x1a\x02d", id="record that reaches into the MD5"),
+            pytest.param(TABLE + RECORD + b"\x0a\x02k", id="table entry that reaches into the MD5"),
             pytest.param(TABLE + RECORD + b"\x1a", id="ends in a tag"),
             pytest.param(TABLE + RECORD + b"\x80", id="ends in a varint"),
             pytest.param(TABLE + RECORD + b"\x80" * 10 + b"\x01\x00", id="varint of eleven bytes"),
@@ -400,8 +402,8 @@ lengths = st.one_of(st.integers(0, 40_000), st.sampled_from([0, 127, 128, 16_383
 
 
 @given(st.lists(st.tuples(lengths, st.none() | lengths, lengths), min_size=1, max_size=5))
-@example([(16, None, 131_072)])
-@example([(16, 26, 131_072)])
+@example([(26 << 14, None, 25)])  # the third byte of the index looks like the tag of the data
+@example([(0, 26 << 14, 25)])
 def test_the_quick_way_reads_what_the_careful_way_reads(shapes: list[tuple[int, int | None, int]]) -> None:
     """An unknown field at the end of each record forces the careful way; without it the quick way is free to try."""
     quick = careful = b""
@@ -414,3 +416,14 @@ def test_the_quick_way_reads_what_the_careful_way_reads(shapes: list[tuple[int, 
             quick += b"\x1a" + varint(len(body)) + body
             careful += b"\x1a" + varint(len(body) + 2) + body + b"\x28\x00"
     assert _parse(framed(quick).data) == _parse(framed(careful).data)
+
+
+def test_the_third_byte_of_a_records_length_is_not_taken_for_its_first_field() -> None:
+    """Record length 80 80 08, key index 16 and data whose start looks like a length that fits: the quick way's trap."""
+    payload = b"\xf9\x7f" + bytes(24)
+    fields = b"\x08\x10" + b"\x1a" + varint(len(payload)) + payload
+    unknown = (8 << 14) - len(fields) - 4
+    body = fields + b"\x2a" + varint(unknown) + bytes(unknown)
+    assert varint(len(body)) == b"\x80\x80\x08"
+    message = b"".join(b"\x0a\x02k" + bytes([65 + i]) for i in range(17)) + b"\x1a" + varint(len(body)) + body
+    assert users_in(deaggregate(framed(message))) == [("kQ", None, payload)]
