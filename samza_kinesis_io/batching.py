@@ -1,0 +1,667 @@
+"""How records become PutRecords requests, and what becomes of the answers: pure decisions.
+
+Two rules. Everything that decides what is sent next, what waits and what is tried again lives here. Nothing here
+knows how a request is made, what time it is or who else runs: `now` is an argument (monotonic seconds), and the
+caller holds the lock.
+
+A record's way through its stream's `Outbox`:
+
+                 add                  take                 answered
+    (source) ─┬──────────► READY ─────────────► REQUESTED ───────────► DONE (acknowledged, or failed for good)
+              │             ▲ ▲                     │
+              └─► TURN ─────┘ └── DELAYED ◄─────────┤ failed for the moment: back-off, then in front of READY
+                 ordered=True: an    HELD ◄─────────┤ throttled: waits in the lane of its shard
+                 earlier record   SUSPECT ◄─────────┘ the request was refused as a whole: goes again with half of it
+                 of its key is
+                 on its way
+
+A purge takes a record out of every state but REQUESTED; a purged record in a request is done when that is answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from samza_kinesis_io.client import PutEntry, PutOutcome, StreamId
+from samza_kinesis_io.errors import (
+    AccessRefused,
+    DeliveryFailed,
+    EndpointUnreachable,
+    InvalidArgument,
+    KinesisIOError,
+    RecordRefused,
+    Throttled,
+    classify,
+)
+from samza_kinesis_io.limits import MAX_BYTES_PER_PUT, MAX_RECORDS_PER_PUT
+from samza_kinesis_io.metrics import SinkTally
+from samza_kinesis_io.retry import BackoffPolicy
+from samza_kinesis_io.shards import Shard
+
+#: What a queued record takes in memory beside its data and key, so that a bound in bytes also holds for tiny records.
+RECORD_OVERHEAD_BYTES: Final = 512
+#: While this many requests of a stream are in flight, a further one waits (for `linger_seconds` at most) to be fuller:
+#: so a lone bundle is never delayed, and many small concurrent bundles share requests.
+EAGER_REQUESTS: Final = 2
+#: How often the shard list is asked for at most, when throttles make it worth knowing.
+SHARD_MAP_REFRESH_SECONDS: Final = 10.0
+
+TURN: Final = "waits for an earlier record of its key"
+READY: Final = "ready"
+REQUESTED: Final = "in a request"
+DELAYED: Final = "waits to be tried again"
+HELD: Final = "waits for its throttled shard"
+SUSPECT: Final = "goes again with half of a refused request"
+DONE: Final = "done"
+
+
+class PendingRecord:
+    """A record between `send` and its end. Mutable, and changed by its `Outbox` only.
+
+    Attributes:
+        token: The sender's own; comes back with the delivery.
+        serial: Grows with every record of the process: the original order.
+        turn_key: The partition key whose order is kept; None: no order asked for.
+        attempts: Requests it was part of.
+        error_code, error_message: Of the last failure; None: not failed yet.
+    """
+
+    __slots__ = (
+        "attempts", "due_seconds", "entry", "error_code", "error_message", "lane", "outbox", "owner", "sequence_number",
+        "serial", "shard_id", "size_bytes", "state", "token", "turn_key",
+    )  # fmt: skip
+
+    def __init__(
+        self, entry: PutEntry, token: object, owner: SourceLedger, outbox: Outbox, turn_key: str | None
+    ) -> None:
+        self.entry = entry
+        self.token = token
+        self.owner = owner
+        self.outbox = outbox
+        self.turn_key = turn_key
+        self.size_bytes = entry.size_bytes
+        self.serial = 0
+        self.state = READY
+        self.lane: Lane | None = None
+        self.attempts = 0
+        self.due_seconds: float | None = None
+        self.error_code: str | None = None
+        self.error_message: str | None = None
+        self.shard_id: str | None = None
+        self.sequence_number: str | None = None
+
+    @property
+    def charged_bytes(self) -> int:
+        return self.size_bytes + RECORD_OVERHEAD_BYTES
+
+
+class SourceLedger:
+    """What one source (a bundle, a task) has handed over and what became of it.
+
+    Attributes:
+        outstanding: Not done yet.
+        settled: Done and not collected yet, in the order in which they ended.
+        failure: Why the source failed; it takes nothing more then.
+        flushing: Its records go out without waiting for company.
+        abandoned: Nobody waits for it any more: what is not in a request is dropped, and nothing is tried again.
+    """
+
+    __slots__ = (
+        "abandoned", "delivery_timeout_seconds", "failure", "flushing", "name", "outstanding", "report_failed",
+        "settled", "tally",
+    )  # fmt: skip
+
+    def __init__(self, name: Hashable, *, delivery_timeout_seconds: float, report_failed: bool) -> None:
+        self.name = name
+        self.delivery_timeout_seconds = delivery_timeout_seconds
+        self.report_failed = report_failed
+        self.outstanding: set[PendingRecord] = set()
+        self.settled: list[PendingRecord] = []
+        self.failure: BaseException | None = None
+        self.flushing = False
+        self.abandoned = False
+        self.tally = SinkTally()
+
+    def drop(self, now: float) -> None:
+        """Take back what is not in a request; that which is will not be tried again."""
+        self.abandoned = True
+        # The latest first: so no record gets its key's turn only to be dropped next.
+        for record in sorted(self.outstanding, key=_by_serial, reverse=True):
+            record.outbox.withdraw(record, now)
+
+    def fail(self, error: BaseException, now: float) -> None:
+        """End the source with an error; the first one stays."""
+        if self.failure is None and not self.abandoned:
+            self.failure = error
+        self.drop(now)
+
+
+class Budget:
+    """Bytes accepted and not done yet."""
+
+    __slots__ = ("limit_bytes", "used_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def admits(self, size_bytes: int) -> bool:
+        """Say whether a record may enter. One larger than the whole bound may, alone."""
+        return self.used_bytes == 0 or self.used_bytes + size_bytes <= self.limit_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMap:
+    """Where a record will go, as far as the last shard list says. Empty: no prediction."""
+
+    starts: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    shard_ids: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, shards: Iterable[Shard]) -> ShardMap:
+        opened = sorted((s for s in shards if not s.is_closed), key=lambda s: s.hash_key_range)
+        return cls(
+            tuple(s.hash_key_range.start for s in opened),
+            tuple(s.hash_key_range.end for s in opened),
+            tuple(s.shard_id for s in opened),
+        )
+
+    def shard_of(self, entry: PutEntry) -> str | None:
+        """Return the id of the shard; None where it is not known, which is a lane of its own."""
+        if not self.starts:
+            return None
+        key = hash_key(entry)
+        if key is None:
+            return None
+        at = bisect_right(self.starts, key) - 1
+        return self.shard_ids[at] if at >= 0 and key <= self.ends[at] else None
+
+
+def hash_key(entry: PutEntry) -> int | None:
+    """Return the hash key a record is routed by; None without any key.
+
+    "An MD5 hash function is used to map partition keys to 128-bit integer values and to map associated data records
+    to shards." An explicit hash key overrides it.
+    """
+    if entry.explicit_hash_key is not None:
+        return int(entry.explicit_hash_key)
+    if entry.partition_key is None:
+        return None
+    return int.from_bytes(hashlib.md5(entry.partition_key.encode(), usedforsecurity=False).digest(), "big")
+
+
+class Lane:
+    """The records of one throttled shard. Others pass it by; it has one request in flight, of at most `window` records.
+
+    The window is learnt as TCP learns its own: halved by a throttle, doubled by an answer without one.
+    """
+
+    __slots__ = ("failures", "in_flight", "paused_until", "queue", "shard_id", "window")
+
+    def __init__(self, shard_id: str | None, window: int) -> None:
+        self.shard_id = shard_id
+        self.window = max(1, window)
+        self.failures = 0
+        self.paused_until = 0.0
+        self.in_flight = False
+        self.queue: deque[PendingRecord] = deque()
+
+    def merge(self, records: Iterable[PendingRecord]) -> None:
+        self.queue = deque(sorted((*records, *self.queue), key=_by_serial))
+
+
+class Outbox:
+    """The records on their way to one stream.
+
+    All methods take `now` and must be called under one lock. A request is what `take` returns, and comes back
+    through exactly one of `answered` and `refused`.
+    """
+
+    def __init__(
+        self, stream: StreamId, budget: Budget, *, linger_seconds: float, backoff: BackoffPolicy, rng: random.Random
+    ) -> None:
+        self.stream = stream
+        self.requests_in_flight = 0
+        self._budget = budget
+        self._linger_seconds = linger_seconds
+        self._backoff = backoff
+        self._rng = rng
+        self._ready: deque[PendingRecord] = deque()
+        self._ready_count = 0
+        self._ready_bytes = 0
+        self._ready_since = 0.0
+        self._urgent_since: float | None = None
+        self._turns: dict[str, deque[PendingRecord]] = {}
+        self._delayed: list[tuple[float, int, list[PendingRecord]]] = []
+        self._suspects: deque[list[PendingRecord]] = deque()
+        self._lanes: dict[str | None, Lane] = {}
+        self._paused_until = 0.0
+        self._whole_throttles = 0
+        self._ever_answered = False
+        self._shard_map = ShardMap()
+        self._map_due_seconds: float | None = None
+        self._map_stale = True
+
+    # Records in
+
+    def add(self, record: PendingRecord, serial: int, now: float) -> bool:
+        """Accept a record. Returns whether that changes when there is something to do."""
+        record.serial = serial
+        record.owner.outstanding.add(record)
+        self._budget.used_bytes += record.charged_bytes
+        key = record.turn_key
+        if key is not None:
+            behind = self._turns.get(key)
+            if behind is not None:
+                record.state = TURN
+                behind.append(record)
+                return False
+            self._turns[key] = deque()
+        was_full = self._is_full()
+        self._make_ready(record, now)
+        return self._ready_count == 1 or (not was_full and self._is_full())
+
+    def urge(self, now: float) -> None:
+        """Let what is ready go without waiting for company: a source flushes, or a sender waits for room."""
+        if self._ready_count and self._urgent_since is None:
+            self._urgent_since = now
+
+    def withdraw(self, record: PendingRecord, now: float) -> None:
+        """Take a record back, unless it is in a request."""
+        if record.state not in (REQUESTED, DONE):
+            if record.state is READY:
+                self._forget_ready(record)
+            self._finish(record, now)
+
+    # Requests out
+
+    def take(self, now: float) -> list[PendingRecord] | None:
+        """Return the next request to make now; None: nothing is due (see `due`)."""
+        self._wake(now)
+        if now < self._paused_until:
+            return None
+        while self._suspects:
+            group = [r for r in self._suspects.popleft() if r.state is SUSPECT]
+            if group:
+                return self._request(group)
+        chosen: list[PendingRecord] = []
+        size = 0
+        for lane in [lane for lane in self._lanes.values() if not lane.in_flight and lane.paused_until <= now]:
+            size = self._take_from_lane(lane, chosen, size)
+        due = self._partial_due()
+        if chosen or self._is_full() or (due is not None and due <= now):
+            self._pack(chosen, size, now)
+        return self._request(chosen) if chosen else None
+
+    def due(self) -> float | None:
+        """Return when `take` has something to give; None: not before something else happens."""
+        if self._suspects:
+            return self._paused_until
+        times = [lane.paused_until for lane in self._lanes.values() if lane.queue and not lane.in_flight]
+        if self._delayed:
+            times.append(self._delayed[0][0])
+        if self._is_full():
+            times.append(self._paused_until)
+        else:
+            partial = self._partial_due()
+            if partial is not None:
+                times.append(partial)
+        return max(self._paused_until, min(times)) if times else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is here and nothing is out: the outbox need not be looked at."""
+        return not (
+            self._ready_count
+            or self.requests_in_flight
+            or self._delayed
+            or self._suspects
+            or any(lane.queue for lane in self._lanes.values())
+        )
+
+    # Answers
+
+    def wants_shard_map(self, outcomes: Sequence[PutOutcome], now: float) -> bool:
+        """Say whether the shard list should be fetched before `answered`. Claims the fetch: true once in a while."""
+        if self._map_due_seconds is not None and now < self._map_due_seconds:
+            return False
+        if not any(o.error_code is not None and _is_throttle(o.error_code) for o in outcomes):
+            return False
+        if not self._map_stale:
+            return False
+        self._map_due_seconds = now + SHARD_MAP_REFRESH_SECONDS
+        return True
+
+    def learn(self, shard_map: ShardMap, now: float) -> None:
+        """Predict by this map from now on. What waits in the lanes of the old map is sorted anew."""
+        self._shard_map = shard_map
+        self._map_stale = False
+        waiting = [r for lane in self._lanes.values() for r in lane.queue if r.state is HELD]
+        self._lanes.clear()
+        self._make_ready_first(waiting, now)
+
+    def answered(self, request: Sequence[PendingRecord], outcomes: Sequence[PutOutcome], now: float) -> None:
+        """Settle what was acknowledged, and put the rest where it is tried again."""
+        self.requests_in_flight -= 1
+        request[0].owner.tally.waited(now - (now if request[0].due_seconds is None else request[0].due_seconds))
+        self._ever_answered = True
+        self._whole_throttles = 0
+        failed: list[tuple[PendingRecord, PutOutcome]] = []
+        taken_by_shard: Counter[str | None] = Counter()
+        probed: dict[int, Lane] = {}
+        for record, outcome in zip(request, outcomes, strict=True):
+            record.attempts += 1
+            lane = record.lane
+            if lane is not None:
+                probed[id(lane)] = lane
+            if outcome.error_code is not None:
+                failed.append((record, outcome))
+                continue
+            record.shard_id = outcome.shard_id
+            record.sequence_number = outcome.sequence_number
+            taken_by_shard[outcome.shard_id] += 1
+            if lane is not None and lane.shard_id is not None and lane.shard_id != outcome.shard_id:
+                self._map_stale = True
+            self._settle(record, now)
+        throttled: dict[str | None, list[PendingRecord]] = {}
+        delayed: list[PendingRecord] = []
+        for record, outcome in failed:
+            code = outcome.error_code or ""
+            if not self._may_try_again(record, code, outcome.error_message, now):
+                continue
+            error = classify(
+                operation="PutRecords", code=code, message=outcome.error_message or "", status=200,
+                subject=f"a record of stream {self.stream.name}",
+            )  # fmt: skip
+            if isinstance(error, AccessRefused):
+                record.owner.fail(error, now)
+                self._finish(record, now)
+            elif isinstance(error, InvalidArgument):
+                self._give_up(record, error, now)
+            elif isinstance(error, Throttled):
+                record.owner.tally.throttled(self.stream.name)
+                throttled.setdefault(self._shard_map.shard_of(record.entry), []).append(record)
+            else:
+                delayed.append(record)
+        self._delay(delayed, now)
+        for shard_id, records in throttled.items():
+            self._hold(shard_id, records, taken_by_shard, now)
+        for lane in probed.values():
+            lane.in_flight = False
+            if lane.shard_id not in throttled:
+                lane.failures = 0
+                lane.window = min(lane.window * 2, MAX_RECORDS_PER_PUT)
+                if not lane.queue and self._lanes.get(lane.shard_id) is lane:
+                    del self._lanes[lane.shard_id]
+        self._expire(request, now)
+
+    def refused(self, request: Sequence[PendingRecord], error: BaseException, now: float) -> None:
+        """Handle a call that failed as a whole."""
+        self.requests_in_flight -= 1
+        code = getattr(error, "code", "") or type(error).__name__
+        message = getattr(error, "service_message", "") or str(error)
+        for lane in {id(r.lane): r.lane for r in request if r.lane is not None}.values():
+            lane.in_flight = False
+        for record in request:
+            record.attempts += 1
+        retryable = (isinstance(error, KinesisIOError) and error.retryable) or (
+            isinstance(error, EndpointUnreachable) and self._ever_answered
+        )
+        if not retryable and not isinstance(error, InvalidArgument):
+            for owner in {id(r.owner): r.owner for r in request}.values():
+                owner.fail(error, now)
+            for record in request:
+                self._finish(record, now)
+            return
+        again = [r for r in request if self._may_try_again(r, code, message, now)]
+        if isinstance(error, InvalidArgument):
+            self._halve(again, len(request), error, now)
+        elif isinstance(error, Throttled):
+            for record in again:
+                record.owner.tally.throttled(self.stream.name)
+            if now >= self._paused_until:  # else other requests of the same moment have told us already
+                self._whole_throttles += 1
+                self._paused_until = now + self._backoff.wait_seconds(self._whole_throttles, self._rng)
+            self._make_ready_first(again, now)
+        else:
+            self._delay(again, now)
+        self._expire(request, now)
+
+    # Inside
+
+    def _is_full(self) -> bool:
+        return self._ready_count >= MAX_RECORDS_PER_PUT or self._ready_bytes >= MAX_BYTES_PER_PUT
+
+    def _partial_due(self) -> float | None:
+        if self._ready_count == 0:
+            return None
+        if self._urgent_since is not None:
+            return self._urgent_since + (0.0 if self.requests_in_flight < EAGER_REQUESTS else self._linger_seconds)
+        return self._ready_since + self._linger_seconds if self.requests_in_flight == 0 else None
+
+    def _make_ready(self, record: PendingRecord, now: float) -> None:
+        record.state = READY
+        record.lane = None
+        if self._ready_count == 0:
+            self._ready.clear()  # only withdrawn records are left in it
+            self._ready_since = now
+            self._urgent_since = None
+        self._ready.append(record)
+        self._ready_count += 1
+        self._ready_bytes += record.size_bytes
+        if record.owner.flushing:
+            self.urge(now)
+
+    def _make_ready_first(self, records: list[PendingRecord], now: float) -> None:
+        """Put records that were tried before in front, in their original order; they wait for nobody."""
+        if not records:
+            return
+        if self._ready_count == 0:
+            self._ready.clear()
+            self._ready_since = now
+            self._urgent_since = None
+        records.sort(key=_by_serial)
+        for record in records:
+            record.state = READY
+            record.lane = None
+            self._ready_bytes += record.size_bytes
+        self._ready_count += len(records)
+        self._ready.extendleft(reversed(records))
+        self.urge(now)
+
+    def _forget_ready(self, record: PendingRecord) -> None:
+        self._ready_count -= 1
+        self._ready_bytes -= record.size_bytes
+        if self._ready_count == 0:
+            self._urgent_since = None
+
+    def _wake(self, now: float) -> None:
+        woken: list[PendingRecord] = []
+        while self._delayed and self._delayed[0][0] <= now:
+            woken += [r for r in heapq.heappop(self._delayed)[2] if r.state is DELAYED]
+        self._make_ready_first(woken, now)
+
+    def _pack(self, chosen: list[PendingRecord], size: int, now: float) -> None:
+        """Fill a request from the front of what is ready, never past a record that does not fit: order stays."""
+        ready = self._ready
+        while ready and len(chosen) < MAX_RECORDS_PER_PUT:
+            record = ready[0]
+            if record.state is not READY:
+                ready.popleft()
+                continue
+            if self._lanes:
+                lane = self._lanes.get(self._shard_map.shard_of(record.entry))
+                if lane is not None:
+                    ready.popleft()
+                    self._forget_ready(record)
+                    record.state = HELD
+                    if record.due_seconds is None:
+                        record.due_seconds = now
+                    lane.queue.append(record)
+                    continue
+            if chosen and size + record.size_bytes > MAX_BYTES_PER_PUT:
+                break
+            ready.popleft()
+            self._forget_ready(record)
+            size += record.size_bytes
+            record.due_seconds = now if record.due_seconds is None else record.due_seconds
+            chosen.append(record)
+
+    def _take_from_lane(self, lane: Lane, chosen: list[PendingRecord], size: int) -> int:
+        room = lane.window
+        while lane.queue and room and len(chosen) < MAX_RECORDS_PER_PUT:
+            record = lane.queue[0]
+            if record.state is HELD:
+                if chosen and size + record.size_bytes > MAX_BYTES_PER_PUT:
+                    break
+                size += record.size_bytes
+                record.lane = lane
+                lane.in_flight = True
+                chosen.append(record)
+                room -= 1
+            lane.queue.popleft()
+        if not lane.queue and not lane.in_flight:
+            del self._lanes[lane.shard_id]  # everything in it was withdrawn
+        return size
+
+    def _request(self, records: list[PendingRecord]) -> list[PendingRecord]:
+        for record in records:
+            record.state = REQUESTED
+        self.requests_in_flight += 1
+        records[0].owner.tally.requested(len(records), sum(r.size_bytes for r in records))
+        return records
+
+    def _may_try_again(self, record: PendingRecord, code: str, message: str | None, now: float) -> bool:
+        """Note a failure. An abandoned source's record ends here."""
+        record.error_code = code
+        record.error_message = message
+        record.owner.tally.failed(code)
+        if record.owner.abandoned:
+            self._finish(record, now)
+            return False
+        return True
+
+    def _delay(self, records: list[PendingRecord], now: float) -> None:
+        records = [r for r in records if r.state is REQUESTED]
+        if records:
+            for record in records:
+                record.state = DELAYED
+            wait = self._backoff.wait_seconds(max(r.attempts for r in records), self._rng)
+            # The serial makes entries of the heap comparable; no two groups share a record.
+            heapq.heappush(self._delayed, (now + wait, records[0].serial, records))
+
+    def _hold(
+        self, shard_id: str | None, records: list[PendingRecord], taken_by_shard: Counter[str | None], now: float
+    ) -> None:
+        records = [r for r in records if r.state is REQUESTED]
+        taken = taken_by_shard.total() if shard_id is None else taken_by_shard[shard_id]
+        lane = self._lanes.get(shard_id)
+        if lane is None:
+            lane = self._lanes[shard_id] = Lane(shard_id, taken)
+            told = True
+        else:
+            # Requests that left before the lane was paused say nothing new.
+            told = any(r.lane is lane for r in records)
+            if told:
+                lane.window = max(1, taken, lane.window // 2)
+        if told:
+            lane.failures += 1
+            lane.paused_until = now + self._backoff.wait_seconds(lane.failures, self._rng)
+            if taken:
+                lane.failures = 0  # it moves: no reason to wait longer each time
+        for record in records:
+            record.state = HELD
+            record.lane = None
+        lane.merge(records)
+
+    def _halve(self, again: list[PendingRecord], tried: int, error: InvalidArgument, now: float) -> None:
+        if tried == 1:
+            for record in again:
+                self._give_up(record, error, now)
+            return
+        middle = (len(again) + 1) // 2
+        for record in again:
+            record.state = SUSPECT
+        for part in (again[middle:], again[:middle]):
+            if part:
+                self._suspects.appendleft(part)
+
+    def _give_up(self, record: PendingRecord, error: InvalidArgument, now: float) -> None:
+        """Kinesis will never take this record."""
+        if record.owner.report_failed:
+            self._settle(record, now)
+            return
+        refusal = RecordRefused(
+            f"stream {self.stream.name} refuses the record with partition key {record.entry.partition_key!r} "
+            f"of {record.size_bytes} bytes: {error.service_message or error} "
+            "(dead_letters=True would send it to result.failed instead)",
+            code=error.code or "InvalidArgumentException",
+            size_bytes=record.size_bytes,
+        )
+        refusal.__cause__ = error
+        record.owner.fail(refusal, now)
+        self._finish(record, now)
+
+    def _settle(self, record: PendingRecord, now: float) -> None:
+        if not record.owner.abandoned:
+            record.owner.settled.append(record)
+            if record.sequence_number is not None:
+                record.owner.tally.acknowledged(record.size_bytes)
+        self._finish(record, now)
+
+    def _finish(self, record: PendingRecord, now: float) -> None:
+        """End a record. The only place where its bytes are released and its key's turn goes on."""
+        if record.state is DONE:
+            return
+        had_turn = record.state is not TURN
+        record.state = DONE
+        record.lane = None
+        self._budget.used_bytes -= record.charged_bytes
+        record.owner.outstanding.discard(record)
+        key = record.turn_key
+        if key is None or not had_turn:
+            return
+        behind = self._turns[key]
+        while behind:
+            following = behind.popleft()
+            if following.state is TURN:
+                self._make_ready(following, now)
+                return
+        del self._turns[key]
+
+    def _expire(self, request: Sequence[PendingRecord], now: float) -> None:
+        """Fail the sources whose records have been tried for too long."""
+        for record in request:
+            owner = record.owner
+            if record.state is DONE or record.due_seconds is None:
+                continue
+            if owner.abandoned:  # it failed while this answer was handled
+                self.withdraw(record, now)
+            elif now - record.due_seconds >= owner.delivery_timeout_seconds:
+                counts = Counter(r.error_code or "not sent yet" for r in owner.outstanding)
+                listed = ", ".join(f"{code}: {count}" for code, count in sorted(counts.items()))
+                owner.fail(
+                    DeliveryFailed(
+                        f"{len(owner.outstanding)} records for stream {self.stream.name} could not be delivered within "
+                        f"delivery_timeout_seconds={owner.delivery_timeout_seconds:g} ({listed}); give the stream "
+                        "more shards, spread the partition keys, or raise delivery_timeout_seconds",
+                        counts_by_code=counts,
+                    ),
+                    now,
+                )
+
+
+def _by_serial(record: PendingRecord) -> int:
+    return record.serial
+
+
+def _is_throttle(code: str) -> bool:
+    return isinstance(classify(operation="PutRecords", code=code, message="", status=200), Throttled)
