@@ -34,6 +34,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import force_setattr
 
+from samza_kinesis_io import metrics
 from samza_kinesis_io.aggregation import MAGIC, HashFilter, deaggregate
 from samza_kinesis_io.client import ClientFactory, KinesisClient, StreamId
 from samza_kinesis_io.clock import Clock, SystemClock
@@ -96,6 +97,7 @@ class Batch(msgspec.Struct):
     position: Position | None
     read_until_micros: int | None = None
     was_empty: bool = False
+    millis_behind_latest: int | None = None
     children: tuple[ChildShard, ...] | None = None
     lost: Lost | None = None
     size_bytes: int = 0
@@ -521,11 +523,8 @@ class KinesisSystemConsumer:
         self._release_bytes(reader, reader.buffered_bytes)
 
     def _collect_counts(self, reader: _Reader) -> None:
-        counts = reader.poller.counts
-        for name in counts.__struct_fields__:
-            if value := getattr(counts, name):
-                reader.group.counts[name] += value
-                setattr(counts, name, 0)
+        reader.group.counts.update(reader.poller.counts)
+        reader.poller.counts.clear()
 
     def _drop(self, group: _Group) -> None:
         for reader in list(group.readers.values()):
@@ -800,6 +799,7 @@ def _cut(reader: _Reader, config: SourceConfig, max_records: int) -> _Cut:
         freed = head.size_bytes
         batch.read_until_micros = head.read_until_micros
         batch.was_empty = head.was_empty
+        batch.millis_behind_latest = head.millis_behind_latest
         batch.children = head.children
         batch.lost = head.lost
     if config.stop is not None:
@@ -841,9 +841,9 @@ def _unpack(
             apart = deaggregate(raw, hash_key_range=reader.hash_key_range, hash_filter=config.hash_filter)
             if apart is not None:
                 users = apart.records
-                counts["aggregated_records"] += 1
-                counts["outside_hash_range"] += apart.outside_count
-                counts["filtered_aggregates"] += not users
+                counts[metrics.AGGREGATED_RECORDS] += 1
+                counts[metrics.OUTSIDE_HASH_RANGE] += apart.outside_count
+                counts[metrics.FILTERED_AGGREGATES] += not users
         if reader.skip is not None:
             sequence = int(raw.sequence_number)
             if sequence > reader.skip.sequence_number:

@@ -62,7 +62,7 @@ SHARDS_OPEN: Final = "shards_open"
 
 # Sink
 
-#: Counter: records that Kinesis acknowledged (user records, where they are aggregated).
+#: Counter: elements that Kinesis acknowledged; of an aggregate, each user record.
 RECORDS_WRITTEN: Final = "records_written"
 #: Counter: bytes acknowledged, partition keys included.
 BYTES_WRITTEN: Final = "bytes_written"

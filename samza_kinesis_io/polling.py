@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import enum
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from samza_kinesis_io import metrics
 from samza_kinesis_io.client import RecordsAnswer, StreamDescription
 from samza_kinesis_io.errors import (
     DataLoss,
@@ -29,6 +31,7 @@ from samza_kinesis_io.errors import (
     IteratorExpired,
     KinesisIOError,
     ResourceNotFound,
+    ServiceError,
     StreamNotFound,
     StreamRecreated,
     Throttled,
@@ -115,6 +118,7 @@ class Fetched(msgspec.Struct):
         records: As the service sent them: aggregates not yet taken apart.
         read_until_micros: Everything that arrived before it has been delivered once these records are.
         was_empty: There were no records in the answer.
+        millis_behind_latest: As the service said it.
         children: None: the shard goes on. Else it ends here, and these are its children.
         lost: Records were lost before this point. The shard goes on at `lost.restart`, or not at all.
         error: Reading failed for good here; raised when everything before it has been handed out.
@@ -124,6 +128,7 @@ class Fetched(msgspec.Struct):
     size_bytes: int = 0
     read_until_micros: int | None = None
     was_empty: bool = False
+    millis_behind_latest: int | None = None
     children: tuple[ChildShard, ...] | None = None
     lost: Lost | None = None
     error: KinesisIOError | None = None
@@ -135,18 +140,6 @@ class _State(enum.Enum):
     READING = enum.auto()
     LISTING = enum.auto()
     ENDED = enum.auto()
-
-
-class PollCounts(msgspec.Struct):
-    """What happened since the counts were last taken; fields are the names of the metrics (`metrics.py`)."""
-
-    get_records_calls: int = 0
-    empty_polls: int = 0
-    throttles: int = 0
-    retries: int = 0
-    expired_iterators: int = 0
-    stuck_lags: int = 0
-    shard_end_retries: int = 0
 
 
 _TRANSIENT_BACKOFF = BackoffPolicy(initial_seconds=0.2, max_seconds=10.0)
@@ -199,7 +192,8 @@ class ShardPoller:
         self._lag_renewed = False
         self._renew_iterator = False
         self._called_at = now_monotonic
-        self.counts = PollCounts()
+        #: What happened since somebody last took it, by the names of `metrics.py`.
+        self.counts: Counter[str] = Counter()
         self._state = _State.SEEKING
         self._seek(now_monotonic, now_epoch)
 
@@ -236,7 +230,7 @@ class ShardPoller:
         """The call is about to be made."""
         self._called_at = now
         if self.call is Call.GET_RECORDS:
-            self.counts.get_records_calls += 1
+            self.counts[metrics.GET_RECORDS_CALLS] += 1
             self._pacer.on_call(now, self._limits)
 
     # What came back.
@@ -276,19 +270,20 @@ class ShardPoller:
             self._position = Position.after(int(answer.records[-1].sequence_number), WHOLE_RECORD)
             self._contradictions = 0
         else:
-            self.counts.empty_polls += 1
+            self.counts[metrics.EMPTY_POLLS] += 1
         fetched = Fetched(
             records=answer.records,
             size_bytes=answer.size_bytes,
             read_until_micros=self._read_until(answer),
             was_empty=not answer.records,
+            millis_behind_latest=answer.millis_behind_latest,
         )
         if answer.next_shard_iterator is None or answer.child_shards:
             if answer.next_shard_iterator is None and self._covers(answer.child_shards):
                 return self._end(fetched, answer.child_shards)
             # Not a believable end (the KCL's rule: no iterator and children, or an iterator and none). Ask again,
             # behind the records just delivered; after a few times the list of shards decides.
-            self.counts.shard_end_retries += 1
+            self.counts[metrics.SHARD_END_RETRIES] += 1
             self._unbelievable_ends += 1
             self._iterator = None
             self._due = now + _TRANSIENT_BACKOFF.wait_seconds(self._unbelievable_ends, self._rng)
@@ -337,12 +332,12 @@ class ShardPoller:
         """Retry, renew, look closer, or give up; the only place where the source decides about errors."""
         call = self.call
         if isinstance(error, Throttled):
-            self.counts.throttles += 1
+            self.counts[metrics.READ_THROTTLES] += 1
             self._throttles += 1
             self._due = now + _THROTTLE_BACKOFF.wait_seconds(self._throttles, self._rng)
             return None
         if isinstance(error, IteratorExpired):
-            self.counts.expired_iterators += 1
+            self.counts[metrics.EXPIRED_ITERATORS] += 1
             self._seek(now, now_epoch)
             return None
         if isinstance(error, StreamNotFound):
@@ -357,7 +352,7 @@ class ShardPoller:
             return self._on_invalid_argument(error, call, now, now_epoch)
         if error.retryable:
             self._failures += 1
-            self.counts.retries += 1
+            self._count_retry(error)
             self._due = now + _TRANSIENT_BACKOFF.wait_seconds(self._failures, self._rng)
             return None
         return self._fail(error)
@@ -371,14 +366,14 @@ class ShardPoller:
         if call is Call.GET_RECORDS:
             if not self._renewed_after_invalid:
                 self._renewed_after_invalid = True
-                self.counts.retries += 1
+                self._count_retry(error)
                 self._seek(now, now_epoch)
                 return None
             return self._fail(error)
         if self._position.kind is PositionKind.AT_TIMESTAMP and ("greater" in words or "future" in words):
             # The service's clock is behind ours: the moment comes.
             self._failures += 1
-            self.counts.retries += 1
+            self._count_retry(error)
             self._due = now + min(1.0, self._poll_interval)
             return None
         if "did not come from this stream" in words:
@@ -419,6 +414,10 @@ class ShardPoller:
         known = [t for t in (self._record_seconds, None if read_until is None else read_until / 1e6) if t is not None]
         return bool(known) and max(known) < now_epoch - seconds
 
+    def _count_retry(self, error: KinesisIOError) -> None:
+        code = error.code if isinstance(error, ServiceError) and error.code else type(error).__name__
+        self.counts[f"{metrics.READ_RETRIES}.{code}"] += 1
+
     def _covers(self, children: Sequence[ChildShard]) -> bool:
         return bool(children) and not self._holes(children)
 
@@ -445,7 +444,7 @@ class ShardPoller:
 
     def _contradiction(self, what: str, now: float) -> Fetched | None:
         self._contradictions += 1
-        self.counts.retries += 1
+        self.counts[metrics.CONTRADICTIONS] += 1
         if self._contradictions >= MAX_CONTRADICTIONS:
             return self._fail(IncompleteShardList(f"{what}, after {self._contradictions} tries"))
         self._missing = False
@@ -478,7 +477,7 @@ class ShardPoller:
             self._lowest_lag = lag if self._lowest_lag is None else self._lowest_lag
             self._unfallen_lags += 1
             if self._is_stuck:
-                self.counts.stuck_lags += 1
+                self.counts[metrics.STUCK_LAGS] += 1
                 lag = 0
             elif self._unfallen_lags > STUCK_LAG_ANSWERS:
                 self._lag_renewed = True

@@ -14,7 +14,7 @@ Life of a shard in a frontier:
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -23,8 +23,17 @@ from apache_beam.coders import Coder
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP
 
-from samza_kinesis_io.positions import Position, PositionKind
-from samza_kinesis_io.shards import ChildShard, HashKeyRange, age_key
+from samza_kinesis_io.errors import ConfigurationError, DataLoss, IncompleteShardList
+from samza_kinesis_io.positions import Position, PositionKind, StartingPosition, StopPosition
+from samza_kinesis_io.shards import (
+    ChildShard,
+    HashKeyRange,
+    Shard,
+    age_key,
+    holes,
+    oldest_covering,
+    uncovered,
+)
 
 MIN_MICROS: Final[int] = MIN_TIMESTAMP.micros
 MAX_MICROS: Final[int] = MAX_TIMESTAMP.micros
@@ -135,6 +144,118 @@ def adopted(
         )
         for child in children
         if ended.hash_key_range.contains(child.hash_key_range.start)
+    )
+
+
+def planned(
+    stream: int,
+    listed: Sequence[Shard],
+    start: StartingPosition,
+    stop: StopPosition | None,
+    watermark_micros: int,
+) -> tuple[ShardState, ...]:
+    """Return the shards with which the reading of a stream begins, and where.
+
+    Named shards (a start or a stop by sequence numbers) change what must be read: ancestors that named
+    descendants cover count as read, and a stop's shards are all there is.
+
+    Args:
+        stream: The index of the stream.
+        listed: Every shard that ListShards gives.
+        start: Pinned.
+        watermark_micros: Where every shard's watermark begins.
+
+    Raises:
+        ConfigurationError: a named shard is not listed, or a shard has no start.
+        IncompleteShardList: the listed shards leave a hole; the list may be better next time.
+    """
+    named = start.named_positions()
+    stops = dict(stop.sequence_positions) if stop is not None else {}
+    by_id = {s.shard_id: s for s in listed}
+    for option, wanted in (("starting_position", named), ("stop_at", stops)):
+        if unknown := sorted(set(wanted) - set(by_id)):
+            raise ConfigurationError(
+                f"{option} names shards that the stream does not list: {unknown[:5]}; listed are "
+                f"{sorted(by_id)[:5]}{' ...' if len(by_id) > 5 else ''}"
+            )
+    if stops:
+        chosen = [by_id[shard_id] for shard_id in sorted(stops, key=age_key)]
+    else:
+        read = {s.shard_id for s in listed if named and s.shard_id not in named and _is_read(s, listed, named)}
+        left = [s for s in listed if s.shard_id not in read]
+        if missing := holes(left):
+            raise IncompleteShardList(
+                f"the {len(listed)} listed shards leave hash keys to nobody, the first are {missing[0].start} to "
+                f"{missing[0].end}"
+            )
+        chosen = list(oldest_covering(left))
+    states: list[ShardState] = []
+    orphans: list[str] = []
+    for shard in chosen:
+        position = named.get(shard.shard_id)
+        if position is None:
+            if named and start.otherwise is None and not _descends(shard, listed, named):
+                orphans.append(shard.shard_id)
+            position = start.position()
+        end = stops.get(shard.shard_id)
+        if end is not None and position.excludes(end.sequence_number, end.sub_sequence_number):
+            continue  # starts behind its stop
+        states.append(ShardState(stream, shard.shard_id, shard.hash_key_range, position, None, watermark_micros))
+    if orphans:
+        raise ConfigurationError(
+            f"starting_position names no sequence number for the shards {orphans[:5]}, and no named shard leads to "
+            "them; name them too, or give otherwise=StartingPosition.trim_horizon() (or latest(), at_timestamp(t))"
+        )
+    return tuple(states)
+
+
+def _is_read(shard: Shard, listed: Sequence[Shard], named: Mapping[str, Position]) -> bool:
+    """Whether named descendants cover a shard wholly, so that whoever wrote their positions had read it."""
+    descendants = [
+        s.hash_key_range for s in listed if s.shard_id in named and age_key(s.shard_id) > age_key(shard.shard_id)
+    ]
+    return not uncovered(shard.hash_key_range, descendants)
+
+
+def _descends(shard: Shard, listed: Sequence[Shard], named: Mapping[str, Position]) -> bool:
+    return any(
+        s.shard_id in named
+        and age_key(s.shard_id) < age_key(shard.shard_id)
+        and s.hash_key_range.overlaps(shard.hash_key_range)
+        for s in listed
+    )
+
+
+def after_loss(
+    lost: ShardState,
+    listed: Sequence[Shard],
+    held: Iterable[ShardState],
+    start: Position,
+    *,
+    is_only_restriction: bool,
+) -> tuple[ShardState, ...]:
+    """Return what is read instead of a shard that is gone: the oldest listed shards that hold its hash keys.
+
+    Shards that the frontier holds already are left out. A loss never just empties a frontier.
+
+    Raises:
+        DataLoss: a listed shard reaches beyond the lost one's range, so that another restriction may read it too.
+        IncompleteShardList: some of the lost range is held by nobody.
+    """
+    held_ids = {s.shard_id for s in held if s.stream == lost.stream and s.key != lost.key}
+    if missing := holes(listed, lost.hash_key_range):
+        raise IncompleteShardList(
+            f"shard {lost.shard_id} is gone and the listed shards leave its hash keys {missing[0]} to nobody"
+        )
+    successors = [s for s in oldest_covering(listed, lost.hash_key_range) if s.shard_id not in held_ids]
+    for shard in successors:
+        if not is_only_restriction and not lost.hash_key_range.covers(shard.hash_key_range):
+            raise DataLoss(
+                f"shard {lost.shard_id} is gone; what is left of its range is shard {shard.shard_id}, which reaches "
+                "beyond it, so that another restriction may be reading it. Read with restrictions=1 to go on."
+            )
+    return tuple(
+        ShardState(lost.stream, s.shard_id, s.hash_key_range, start, None, lost.watermark_micros) for s in successors
     )
 
 
