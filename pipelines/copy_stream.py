@@ -13,10 +13,8 @@ import sys
 
 import apache_beam as beam
 
+from samza_kinesis_io import KinesisRecord, OutgoingRecord, ReadFromKinesis, WriteToKinesis
 from samza_kinesis_io.pipelines import options
-from samza_kinesis_io.records import KinesisRecord, OutgoingRecord
-from samza_kinesis_io.sink import WriteToKinesis
-from samza_kinesis_io.source import ReadFromKinesis
 
 
 def outgoing(record: KinesisRecord) -> OutgoingRecord:

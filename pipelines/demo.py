@@ -33,9 +33,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from samza_kinesis_io.client import ClientConfig
+from samza_kinesis_io import ClientConfig, StartingPosition, StopPosition
 from samza_kinesis_io.pipelines import flight_delays, options
-from samza_kinesis_io.positions import StartingPosition, StopPosition
 from samza_kinesis_io.testing import LocalKinesis
 from samza_kinesis_io.transforms.flight_delays import (
     CarrierHour,

@@ -12,11 +12,15 @@ import sys
 
 import apache_beam as beam
 
-from samza_kinesis_io.client import ClientConfig
+from samza_kinesis_io import (
+    ClientConfig,
+    EventTimeWatermark,
+    ReadFromKinesis,
+    StartingPosition,
+    StopPosition,
+    WriteToKinesis,
+)
 from samza_kinesis_io.pipelines import options
-from samza_kinesis_io.positions import StartingPosition, StopPosition
-from samza_kinesis_io.sink import WriteToKinesis
-from samza_kinesis_io.source import ReadFromKinesis
 from samza_kinesis_io.transforms.flight_delays import (
     CarrierHour,
     Flight,
@@ -25,7 +29,6 @@ from samza_kinesis_io.transforms.flight_delays import (
     encode_carrier_hour,
     scheduled_departure,
 )
-from samza_kinesis_io.watermark import EventTimeWatermark
 
 
 def read_flights(

@@ -11,8 +11,7 @@ import datetime
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.timestamp import Timestamp
 
-from samza_kinesis_io.client import ClientConfig
-from samza_kinesis_io.positions import StartingPosition, StopPosition
+from samza_kinesis_io import ClientConfig, StartingPosition, StopPosition
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

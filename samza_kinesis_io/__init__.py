@@ -1,5 +1,7 @@
 """Amazon Kinesis Data Streams for Apache Beam, in Python alone."""
 
+from samza_kinesis_io.aggregation import HashFilter
+from samza_kinesis_io.client import ClientConfig
 from samza_kinesis_io.errors import (
     AccessRefused,
     CheckpointError,
@@ -23,20 +25,31 @@ from samza_kinesis_io.errors import (
 )
 from samza_kinesis_io.positions import StartingPosition, StopPosition
 from samza_kinesis_io.records import KinesisRecord, OutgoingRecord
+from samza_kinesis_io.sink import FailedRecord, WriteResult, WriteToKinesis, WrittenRecord
+from samza_kinesis_io.source import DataLossPolicy, ReadFromKinesis
+from samza_kinesis_io.watermark import ArrivalTimeWatermark, EventTimeWatermark, ProcessingTimeWatermark
 
 __all__ = [
     "AccessRefused",
+    "ArrivalTimeWatermark",
     "CheckpointError",
+    "ClientConfig",
     "ConfigurationError",
     "DataLoss",
+    "DataLossPolicy",
     "DeliveryFailed",
     "EndpointUnreachable",
+    "EventTimeWatermark",
+    "FailedRecord",
+    "HashFilter",
     "IncompleteShardList",
     "InvalidArgument",
     "IteratorExpired",
     "KinesisIOError",
     "KinesisRecord",
     "OutgoingRecord",
+    "ProcessingTimeWatermark",
+    "ReadFromKinesis",
     "RecordRefused",
     "ResourceNotFound",
     "ServiceError",
@@ -48,4 +61,7 @@ __all__ = [
     "StreamRecreated",
     "Throttled",
     "TransientServiceError",
+    "WriteResult",
+    "WriteToKinesis",
+    "WrittenRecord",
 ]
