@@ -29,6 +29,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from samza_kinesis_io.aggregation import Aggregate
 from samza_kinesis_io.client import PutEntry, PutOutcome, StreamId
 from samza_kinesis_io.errors import (
     AccessRefused,
@@ -52,6 +53,11 @@ RECORD_OVERHEAD_BYTES: Final = 512
 EAGER_REQUESTS: Final = 2
 #: How often the shard list is asked for at most, when throttles make it worth knowing.
 SHARD_MAP_REFRESH_SECONDS: Final = 10.0
+
+#: An aggregate's size at most: the KPL's own default. Much more would make throttles coarse.
+MAX_AGGREGATE_BYTES: Final = 51_200
+#: Aggregates that a source may have open; the oldest is closed for a further one, so that many keys cost no memory.
+MAX_OPEN_AGGREGATES: Final = 1_000
 
 TURN: Final = "waits for an earlier record of its key"
 READY: Final = "ready"
@@ -100,6 +106,62 @@ class PendingRecord:
     @property
     def charged_bytes(self) -> int:
         return self.size_bytes + RECORD_OVERHEAD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """A record to send, plain or an aggregate, and the tokens of what is in it, in order."""
+
+    entry: PutEntry
+    tokens: tuple[object, ...]
+    partition_key: str | None
+    """Of its user records; the entry's own where it is an aggregate stands for nothing."""
+
+
+class Aggregator:
+    """User records of one source and one stream on their way into aggregates.
+
+    Only user records of one hash key share an aggregate: so no reshard can tear it apart, which would make the KCL
+    drop it. Those of one partition key leave in the order in which they came.
+    """
+
+    __slots__ = ("_max_bytes", "_open", "_per_key")
+
+    def __init__(self, *, ordered: bool, max_bytes: int = MAX_AGGREGATE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._per_key = ordered
+        self._open: dict[tuple[str, str | None], tuple[Aggregate, PutEntry, list[object]]] = {}
+
+    def add(self, entry: PutEntry, token: object) -> list[Aggregated]:
+        """Take a user record in; return what is complete now."""
+        key, explicit = entry.partition_key, entry.explicit_hash_key
+        if key is None:
+            raise ValueError("an aggregate needs partition keys")
+        complete: list[Aggregated] = []
+        # By hash key; but in order every key has an aggregate of its own, whose turn it can wait for. If then its
+        # explicit hash key changes, what came before has to leave first.
+        group = (key, None) if self._per_key else ("", explicit) if explicit is not None else (key, None)
+        found = self._open.get(group)
+        if found is not None:
+            aggregate, first, tokens = found
+            if first.explicit_hash_key == explicit and aggregate.add(key, explicit, entry.data):
+                tokens.append(token)
+                return complete
+            complete.append(self._close(group))
+        if len(self._open) >= MAX_OPEN_AGGREGATES:
+            complete.append(self._close(next(iter(self._open))))
+        aggregate = Aggregate(self._max_bytes)
+        aggregate.add(key, explicit, entry.data)
+        self._open[group] = (aggregate, entry, [token])
+        return complete
+
+    def close(self) -> list[Aggregated]:
+        """Return everything that is still open, the oldest first."""
+        return [self._close(group) for group in list(self._open)]
+
+    def _close(self, group: tuple[str, str | None]) -> Aggregated:
+        aggregate, first, tokens = self._open.pop(group)
+        return Aggregated(PutEntry(*aggregate.encode()), tuple(tokens), first.partition_key)
 
 
 class SourceLedger:

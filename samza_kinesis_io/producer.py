@@ -101,8 +101,7 @@ class KinesisSystemProducer:
     """Writes records of many sources to many streams through shared requests.
 
     At least once: what `flush` returned as delivered, Kinesis has taken; after a failure the same record may be in the
-    stream although nobody said so. Per partition key, records sent with `ordered=True` are in the stream in the order
-    of `send`, whatever fails in between.
+    stream although nobody said so.
 
     Safe to use from many threads; one source belongs to one thread at a time.
     """
@@ -171,9 +170,12 @@ class KinesisSystemProducer:
             self._sources[source] = _Source(ledger, self._lock)
 
     def send(
-        self, source: Hashable, stream: StreamId, entry: PutEntry, token: object = None, *, ordered: bool = False
+        self, source: Hashable, stream: StreamId, entry: PutEntry, token: object = None, *, turn_key: str | None = None
     ) -> None:
         """Hand over a record. Returns before it is sent; blocks while `max_in_flight_bytes` are on their way.
+
+        Of the records with one `turn_key`, its partition key as a rule, each is sent only after the one before was
+        acknowledged, purged or failed for good. None: no order.
 
         Raises:
             KinesisIOError: the source has failed already; there is no point in sending more.
@@ -195,7 +197,7 @@ class KinesisSystemProducer:
                             backoff=self._options.backoff,
                             rng=self._rng,
                         )
-                    record = PendingRecord(entry, token, ledger, outbox, entry.partition_key if ordered else None)
+                    record = PendingRecord(entry, token, ledger, outbox, turn_key)
                     # First come, first admitted: else a large record would wait for ever behind small ones.
                     first = not self._queueing or self._queueing[0] is waiting
                     if first and self._budget.admits(record.charged_bytes):

@@ -23,6 +23,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.windowed_value import WindowedValue
 
 from samza_kinesis_io import metrics
+from samza_kinesis_io.batching import Aggregated, Aggregator
 from samza_kinesis_io.client import ClientConfig, ClientFactory, PutEntry, StreamId
 from samza_kinesis_io.clock import Clock
 from samza_kinesis_io.errors import ConfigurationError, RecordRefused
@@ -55,12 +56,14 @@ class WrittenRecord(msgspec.Struct, frozen=True):
         element: The element as it came into the sink.
         stream: The stream's name.
         shard_id, sequence_number: Where it is.
+        sub_sequence_number: Its place in an aggregate, from 0; 0 for a plain record.
     """
 
     element: Any
     stream: str
     shard_id: str
     sequence_number: str
+    sub_sequence_number: int = 0
 
 
 class FailedRecord(msgspec.Struct, frozen=True):
@@ -169,6 +172,7 @@ class WriteToKinesis(beam.PTransform[Any, WriteResult]):
         explicit_hash_key: str | int | Callable[[Any], str | int | None] | None = None,
         serializer: Callable[[Any], bytes | OutgoingRecord] | None = None,
         ordered: bool = False,
+        aggregate: bool = False,
         dead_letters: bool = False,
         client: ClientFactory | None = None,
         max_record_bytes: int | None = None,
@@ -189,6 +193,9 @@ class WriteToKinesis(beam.PTransform[Any, WriteResult]):
             ordered: Keep the order of the records of one partition key: a record is sent only after Kinesis has
                 acknowledged the one before. Records of different keys travel together as ever. Within a worker
                 process, and of elements that arrive in order: a runner may share a PCollection out as it likes.
+            aggregate: Put the records of one hash key together, in the KPL's format: many small records then cost as
+                few large ones. Readers must know the format, as `ReadFromKinesis`, the KCL and Lambda do. Not on
+                streams with automatic distribution. It needs kinesis:DescribeStreamSummary, and keys that recur.
             dead_letters: Send elements that Kinesis can never take to `result.failed`, instead of failing the
                 pipeline. What could be taken later (throttles, outages, missing permissions) never goes there.
             client: How to reach Kinesis; see `ClientConfig`.
@@ -202,7 +209,7 @@ class WriteToKinesis(beam.PTransform[Any, WriteResult]):
             ConfigurationError: an option is wrong.
         """
         super().__init__()
-        for option, value in (("ordered", ordered), ("dead_letters", dead_letters)):
+        for option, value in (("ordered", ordered), ("aggregate", aggregate), ("dead_letters", dead_letters)):
             if not isinstance(value, bool):
                 raise ConfigurationError(f"{option} must be True or False, got {value!r}")
         if serializer is not None and not callable(serializer):
@@ -224,6 +231,7 @@ class WriteToKinesis(beam.PTransform[Any, WriteResult]):
                 stream=stream, partition_key=partition_key, explicit_hash_key=explicit_hash_key, serializer=serializer,
                 ordered=ordered,
             ),
+            aggregate=aggregate,
             dead_letters=dead_letters,
             client=client,
             options=ProducerOptions(
@@ -258,6 +266,7 @@ class WriteToKinesis(beam.PTransform[Any, WriteResult]):
         return {
             "stream": settings.routing.describe_stream(),
             "ordered": settings.routing.ordered,
+            "aggregate": settings.aggregate,
             "dead_letters": settings.dead_letters,
         }
 
@@ -370,6 +379,7 @@ class Routing:
 @dataclass(frozen=True)
 class _Settings:
     routing: Routing
+    aggregate: bool
     dead_letters: bool
     client: ClientFactory
     options: ProducerOptions
@@ -402,7 +412,7 @@ class _WriteFn(beam.DoFn):
     def __init__(self, settings: _Settings) -> None:
         self._settings = settings
         self._bundle: _Bundle | None = None
-        self._refused: list[Any] = []
+        self._aggregators: dict[StreamId, Aggregator] = {}
 
     def setup(self) -> None:
         self._rng = self._settings.rng or random.Random()
@@ -413,7 +423,7 @@ class _WriteFn(beam.DoFn):
         self._end_bundle()  # an earlier one of this instance that failed
         producer = shared_producer(self._settings.client, self._settings.options, self._settings.clock)
         self._bundle = _Bundle(producer, self._settings)
-        self._refused = []
+        self._aggregators = {}
         self._sent = 0
 
     # Not WindowParam: with it Beam calls process once per window, and an element of a sliding window would be written
@@ -432,7 +442,11 @@ class _WriteFn(beam.DoFn):
             self._counted.failed.inc()
             failed = FailedRecord(element, stream.name if stream else "", refusal.code, str(refusal), 0)
             return [pvalue.TaggedOutput(_FAILED, windowed_value.with_value(failed))]
-        bundle.producer.send(bundle.source, stream, entry, windowed_value, ordered=routing.ordered)
+        if self._settings.aggregate:
+            self._send_aggregated(bundle, stream, self._aggregator(bundle, stream).add(entry, windowed_value))
+        else:
+            turn_key = entry.partition_key if routing.ordered else None
+            bundle.producer.send(bundle.source, stream, entry, (windowed_value,), turn_key=turn_key)
         self._sent += 1
         if self._sent % _EMIT_RECORDS:
             return None
@@ -443,6 +457,8 @@ class _WriteFn(beam.DoFn):
         bundle = self._bundle
         assert bundle is not None
         try:
+            for stream, aggregator in self._aggregators.items():
+                self._send_aggregated(bundle, stream, aggregator.close())
             outputs = self._outputs(bundle.producer.flush(bundle.source))
         finally:
             # Whatever happens: what was counted is reported by this thread, which is the bundle's.
@@ -453,6 +469,24 @@ class _WriteFn(beam.DoFn):
 
     def teardown(self) -> None:
         self._end_bundle()
+
+    def _aggregator(self, bundle: _Bundle, stream: StreamId) -> Aggregator:
+        aggregator = self._aggregators.get(stream)
+        if aggregator is None:
+            if not bundle.producer.describe(stream).key_based_distribution:
+                raise ConfigurationError(
+                    f"aggregate=True cannot be used on stream {stream.name}: it distributes records by itself "
+                    "(RecordDistributionStrategy AUTO), and the KCL drops aggregates that are not in the shard of "
+                    "their hash key; set aggregate=False, or change the stream's strategy to USER_PARTITION_KEY"
+                )
+            aggregator = self._aggregators[stream] = Aggregator(ordered=self._settings.routing.ordered)
+        return aggregator
+
+    def _send_aggregated(self, bundle: _Bundle, stream: StreamId, complete: list[Aggregated]) -> None:
+        for aggregated in complete:
+            self._counted.aggregate_records.update(len(aggregated.tokens))
+            turn_key = aggregated.partition_key if self._settings.routing.ordered else None
+            bundle.producer.send(bundle.source, stream, aggregated.entry, aggregated.tokens, turn_key=turn_key)
 
     def _end_bundle(self) -> None:
         bundle, self._bundle = self._bundle, None
@@ -482,20 +516,22 @@ class _WriteFn(beam.DoFn):
 
     def _outputs(self, deliveries: list[Delivery]) -> list[Any]:
         outputs: list[Any] = []
+        written = 0
         for delivery in deliveries:
-            origin: WindowedValue = delivery.token
+            origins: tuple[WindowedValue, ...] = delivery.token  # type: ignore[assignment]  # ours, given to send()
+            name = delivery.stream.name
             if delivery.sequence_number is not None:
-                written = WrittenRecord(
-                    origin.value, delivery.stream.name, delivery.shard_id or "", delivery.sequence_number
-                )
-                outputs.append(origin.with_value(written))
-            else:
-                self._counted.failed.inc()
-                failed = FailedRecord(
-                    origin.value, delivery.stream.name, delivery.error_code or "", delivery.error_message or "",
-                    delivery.attempts,
-                )  # fmt: skip
+                written += len(origins)
+                for place, origin in enumerate(origins):
+                    record = WrittenRecord(origin.value, name, delivery.shard_id or "", delivery.sequence_number, place)
+                    outputs.append(origin.with_value(record))
+                continue
+            code, message = delivery.error_code or "", delivery.error_message or ""
+            self._counted.failed.inc(len(origins))
+            for origin in origins:
+                failed = FailedRecord(origin.value, name, code, message, delivery.attempts)
                 outputs.append(pvalue.TaggedOutput(_FAILED, origin.with_value(failed)))
+        self._counted.records.inc(written)
         return outputs
 
 
@@ -509,11 +545,11 @@ class _Counted:
         self.requests = Metrics.counter(metrics.NAMESPACE, metrics.PUT_REQUESTS)
         self.batch_records = Metrics.distribution(metrics.NAMESPACE, metrics.PUT_BATCH_RECORDS)
         self.batch_bytes = Metrics.distribution(metrics.NAMESPACE, metrics.PUT_BATCH_BYTES)
+        self.aggregate_records = Metrics.distribution(metrics.NAMESPACE, metrics.AGGREGATE_RECORDS)
         self.acknowledge_millis = Metrics.distribution(metrics.NAMESPACE, metrics.ACKNOWLEDGE_MILLIS)
         self.in_flight_bytes = Metrics.gauge(metrics.NAMESPACE, metrics.IN_FLIGHT_BYTES)
 
     def report(self, tally: metrics.SinkTally) -> None:
-        self.records.inc(tally.records_written)
         self.bytes.inc(tally.bytes_written)
         self.requests.inc(len(tally.requests))
         for records, size_bytes in tally.requests:
