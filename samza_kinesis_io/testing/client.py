@@ -24,7 +24,8 @@ from samza_kinesis_io.testing.faults import DroppedConnection, FakeServiceError
 from samza_kinesis_io.testing.streams import decode_records
 
 if TYPE_CHECKING:
-    from samza_kinesis_io.testing.fake import Answer, EncodedRecords, FakeKinesis
+    from samza_kinesis_io.testing.fake import FakeKinesis
+    from samza_kinesis_io.testing.service import Answer, EncodedRecords
 
 #: Operations that name a stream and nothing in it: what they don't find is the stream.
 _OF_THE_STREAM = frozenset({"DescribeStreamSummary", "ListShards", "PutRecords"})

@@ -14,20 +14,23 @@ class SimulatedClock(ProcessLocal):
     one thread runs. Every thread that sleeps moves the time of all, so for code with threads of its own give
     `autojump=False`: then `sleep` and `wait` really block, until another thread calls `advance` far enough.
 
-    Wall-clock and monotonic time are the same number. Pickles as a reference, within this process only.
+    Monotonic time begins at 1000, so that a mix-up of the two times shows.
+    Pickles as a reference, within this process only.
     """
 
     def __init__(self, start_seconds: float = 1_700_000_000.0, *, autojump: bool = True) -> None:
-        self._now = float(start_seconds)
+        self._start = float(start_seconds)
+        # Whole nanoseconds: ten steps of 0.1 make 1, which they do not as floats of this size.
+        self._elapsed_nanos = 0
         self._autojump = autojump
         self._moved = threading.Condition()
-        self._waiting: list[tuple[float, threading.Condition]] = []
+        self._waiting: list[tuple[int, threading.Condition]] = []
 
     def now_seconds(self) -> float:
-        return self._now
+        return self._start + self._elapsed_nanos / 1e9
 
     def monotonic_seconds(self) -> float:
-        return self._now
+        return 1000.0 + self._elapsed_nanos / 1e9
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` pass, and wake who waited for it. Call it without holding a lock that a waiter needs.
@@ -38,8 +41,8 @@ class SimulatedClock(ProcessLocal):
         if seconds < 0:
             raise ValueError(f"time cannot go back: advance() got {seconds} seconds")
         with self._moved:
-            self._now += seconds
-            due = [condition for deadline, condition in self._waiting if deadline <= self._now]
+            self._elapsed_nanos += round(seconds * 1e9)
+            due = [condition for deadline, condition in self._waiting if deadline <= self._elapsed_nanos]
             self._moved.notify_all()
         for condition in due:
             with condition:
@@ -52,8 +55,8 @@ class SimulatedClock(ProcessLocal):
             self.advance(seconds)
             return
         with self._moved:
-            deadline = self._now + seconds
-            self._moved.wait_for(lambda: self._now >= deadline)
+            deadline = self._elapsed_nanos + round(seconds * 1e9)
+            self._moved.wait_for(lambda: self._elapsed_nanos >= deadline)
 
     def wait(self, condition: threading.Condition, timeout_seconds: float) -> None:
         """Wait on `condition`; see `samza_kinesis_io.clock.Clock.wait`.
@@ -66,7 +69,7 @@ class SimulatedClock(ProcessLocal):
             self.advance(timeout_seconds)
             return
         with self._moved:
-            entry = (self._now + timeout_seconds, condition)
+            entry = (self._elapsed_nanos + round(timeout_seconds * 1e9), condition)
             self._waiting.append(entry)
         try:
             # advance() takes the condition's lock, which we hold until the wait releases it: no wake-up is missed.

@@ -282,7 +282,7 @@ class Faults:
         )
 
     def end_without_children(self, *, times: int | None = 1, after: int = 0, where: Where | None = None) -> Fault:
-        """Give the last answer of a shard without ChildShards, as some emulators always do. Counts such answers only."""
+        """Give a shard's last answer without ChildShards, as some emulators always do. Counts such answers only."""
         return self._add(Fault("GetRecords", times, after, 1.0, where, twist="no children"))
 
     def empty_answers(self, *, times: int | None = 1, after: int = 0, where: Where | None = None) -> Fault:

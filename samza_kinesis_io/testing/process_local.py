@@ -30,7 +30,7 @@ def _find(kind: str, pid: int, number: int) -> ProcessLocal:
     found = _living.get((pid, number)) if pid == os.getpid() else None
     if found is None:
         raise LookupError(
-            f"{kind} was pickled in process {pid} and cannot be used in process {os.getpid()}, or nobody holds it any more; "
-            "for workers in other processes run LocalKinesis and give them its endpoint_url"
+            f"{kind} was pickled in process {pid} and cannot be used in process {os.getpid()}, or "
+            "nobody holds it any more; for workers in other processes run LocalKinesis and give them its endpoint_url"
         )
     return found

@@ -230,7 +230,8 @@ class FakeShard:
 
 
 def _one_more_call(calls: deque[float], now: float) -> bool:
-    return len(calls) < MAX_GET_RECORDS_PER_SECOND_PER_SHARD or now - calls[0] >= 1.0
+    # A microsecond of grace: seconds since the epoch are no exact floats.
+    return len(calls) < MAX_GET_RECORDS_PER_SECOND_PER_SHARD or now - calls[0] >= 1.0 - 1e-6
 
 
 @dataclass(slots=True)
@@ -267,17 +268,13 @@ class FakeStream:
         self.max_record_bytes = max_record_bytes
         self.status = "CREATING"
         self.transition: Transition | None = None
-        self._sequence_epoch_seconds = sequence_epoch_seconds
+        #: The latest creation time that a sequence number of this stream carries.
+        self.last_created_seconds = sequence_epoch_seconds
         self._shards: dict[str, FakeShard] = {}
         self._next_index = 0
         self._oldest_seconds = created_seconds
         self._open: list[FakeShard] = []
         self._open_starts: list[int] = []
-
-    @property
-    def last_created_seconds(self) -> int:
-        """The latest creation time that a sequence number of this stream carries."""
-        return max((s.created_seconds for s in self._shards.values()), default=self._sequence_epoch_seconds)
 
     @property
     def open_shards(self) -> list[FakeShard]:
@@ -349,15 +346,19 @@ class FakeStream:
                 shard = self.merge(shard, self.route(shard.hash_key_range.end + 1), now)
 
     def _open_shard(self, hash_key_range: HashKeyRange, parents: tuple[FakeShard, ...], now: float) -> FakeShard:
-        after = max((p.created_seconds for p in parents), default=self._sequence_epoch_seconds - 1)
+        # Roots share their creation time; a child's lies a second behind its parents', as its numbers must be higher.
+        created = max(
+            [self.last_created_seconds if not parents else int(now), *(p.created_seconds + 1 for p in parents)]
+        )
         shard = FakeShard(
             index=self._next_index,
             hash_key_range=hash_key_range,
             parents=parents,
             opened_seconds=now,
-            created_seconds=max(int(now), after + 1),
+            created_seconds=created,
         )
         self._next_index += 1
+        self.last_created_seconds = max(self.last_created_seconds, created)
         self._shards[shard.shard_id] = shard
         return shard
 
