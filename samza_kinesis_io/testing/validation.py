@@ -84,9 +84,11 @@ def check_entry(entry: Mapping[str, Any], number: int, *, auto_distribution: boo
     data = entry.get("Data")
     if isinstance(data, bytearray):
         data = bytes(data)
+    place = f"records.{number}.member." if number else ""
+    if data is None:
+        raise invalid(f"{place}data", None, "Member must not be null")
     if not isinstance(data, bytes):
         raise FakeServiceError("SerializationException", f"Data must be bytes, got {type(data).__name__}.")
-    place = f"records.{number}.member." if number else ""
     key = entry.get("PartitionKey")
     size = len(data)
     hash_key: int | None = None
