@@ -132,7 +132,7 @@ def endpoint(_endpoint: Endpoint) -> Endpoint:
 
 
 @pytest.fixture(scope="module")
-def _boto(_endpoint: Endpoint) -> Any:
+def boto(_endpoint: Endpoint) -> Any:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ACCESS_KEY_ID", "test")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -140,9 +140,9 @@ def _boto(_endpoint: Endpoint) -> Any:
 
 
 @pytest.fixture
-def client(endpoint: Endpoint, _boto: Any) -> Boto3KinesisClient:
+def client(endpoint: Endpoint, boto: Any) -> Boto3KinesisClient:
     """A client of its own for each test around one boto3 client, whose making takes longer than a test."""
-    return Boto3KinesisClient(_boto, "eu-west-1")
+    return Boto3KinesisClient(boto, "eu-west-1")
 
 
 def without_fast_decoding(client: Boto3KinesisClient) -> Boto3KinesisClient:
@@ -686,14 +686,12 @@ def test_records_come_decoded_with_the_servers_time(client: Boto3KinesisClient, 
 
 
 @pytest.mark.parametrize("headers", [{}, {"Date": "yesterday"}])
-def test_without_a_date_header_the_local_clock_is_taken(
-    _boto: Any, endpoint: Endpoint, headers: dict[str, str]
-) -> None:
+def test_without_a_date_header_the_local_clock_is_taken(boto: Any, endpoint: Endpoint, headers: dict[str, str]) -> None:
     class Noon:
         def now_seconds(self) -> float:
             return 12.5
 
-    client = Boto3KinesisClient(_boto, "eu-west-1", clock=Noon())  # type: ignore[arg-type]
+    client = Boto3KinesisClient(boto, "eu-west-1", clock=Noon())  # type: ignore[arg-type]
     endpoint.headers = headers
     endpoint.will_answer(EMPTY)
     assert client.get_records(FLIGHTS, "iterator", 10).server_time_seconds == 12.5
