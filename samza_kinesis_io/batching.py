@@ -635,10 +635,10 @@ class Outbox:
             if told:
                 lane.window = max(1, taken, lane.window // 2)
         if told:
-            lane.failures += 1
-            lane.paused_until = now + self._backoff.wait_seconds(lane.failures, self._rng)
-            if taken:
-                lane.failures = 0  # it moves: no reason to wait longer each time
+            # It moves: no reason to wait longer each time.
+            lane.failures = 1 if taken else lane.failures + 1
+            # A shard's allowance is refilled by the second, so the wait starts at a good part of one.
+            lane.paused_until = now + self._backoff.wait_seconds(lane.failures + 2, self._rng)
         for record in records:
             record.state = HELD
             record.lane = None

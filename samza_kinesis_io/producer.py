@@ -501,7 +501,7 @@ class KinesisSystemProducer:
             now = self._clock.monotonic_seconds()
         if due is None:
             raise RuntimeError("records are outstanding, but nothing will ever be due: a request of another thread?")
-        self._clock.sleep(due - now)
+        self._clock.sleep(max(due - now, 1e-6))  # a clock may tick coarser than floats do
 
 
 def _own_copy(error: BaseException) -> BaseException:
