@@ -81,7 +81,7 @@ def _shape(kind: Any) -> Shape:
         key, item = _shape(args[0]), _shape(args[1])
         return Shape(dict[key.plain, item.plain], item.build and _each_value(item.build))  # type: ignore[name-defined]
     # Beam's generated row types say numpy.int64 and numpy.float64 where they mean int and float.
-    if inspect.isclass(kind) and issubclass(kind, numbers.Real) and not issubclass(kind, int):
+    if inspect.isclass(kind) and kind.__module__ == "numpy" and issubclass(kind, numbers.Real):
         return Shape(int if issubclass(kind, numbers.Integral) else float)
     return Shape(kind)
 
