@@ -364,7 +364,11 @@ class Outbox:
         return self._request(chosen) if chosen else None
 
     def due(self) -> float | None:
-        """Return when `take` has something to give; None: not before something else happens."""
+        """Return when to call `take` again; None: not before something else happens.
+
+        It may then still find nothing, and know better when to be asked next: what is ready can turn out to be for a
+        throttled shard.
+        """
         if self._suspects:
             return self._paused_until
         times = [lane.paused_until for lane in self._lanes.values() if lane.queue and not lane.in_flight]

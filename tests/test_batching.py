@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from samza_kinesis_io.aggregation import is_aggregated
 from samza_kinesis_io.batching import (
@@ -31,6 +34,7 @@ from samza_kinesis_io.errors import (
     InvalidArgument,
     RecordRefused,
     Throttled,
+    TransientServiceError,
 )
 from samza_kinesis_io.limits import MAX_HASH_KEY, MIB
 from samza_kinesis_io.retry import BackoffPolicy
@@ -650,3 +654,108 @@ class TestAggregation:
         left = [a for i in range(MAX_OPEN_AGGREGATES + 5) for a in aggregator.add(PutEntry(b"", str(i)), i)]
         assert [a.tokens for a in left] == [(i,) for i in range(5)]
         assert len(aggregator.close()) == MAX_OPEN_AGGREGATES
+
+
+class TestAnyInterleaving:
+    """Several requests in flight, which arrive at the stream and are answered in any order, in every way."""
+
+    @given(seed=st.integers(0, 2**32), records=st.integers(1, 60), ordered=st.booleans())
+    def test_nothing_is_lost_order_holds_and_bytes_add_up(self, seed: int, records: int, ordered: bool) -> None:
+        chance = random.Random(seed)  # hypothesis' own would be twenty times slower here
+        post = Post()
+        bundles = [post.source(f"bundle {i}", timeout=1e9) for i in range(4)]
+        dropped: set[SourceLedger] = set()
+        sent: dict[SourceLedger, list[bytes]] = defaultdict(list)
+        stream: list[tuple[str | None, bytes]] = []
+        in_flight: list[list[PendingRecord]] = []
+        arrived: list[tuple[list[PendingRecord], list[PutOutcome] | Exception]] = []
+        left = records
+        for _ in range(30 * records):
+            choice = chance.choice(["send", "send", "take", "take", "arrive", "answer", "pass", "flush", "map", "drop"])
+            if choice == "send" and left:
+                bundle = chance.choice(bundles)
+                if bundle not in dropped:
+                    left -= 1
+                    key = chance.choice("abc")
+                    data = b"%d" % (records - left)
+                    sent[bundle].append(data)
+                    post.add(bundle, data, key, turn_key=key if ordered else None)
+            elif choice == "take" and (request := post.take()) is not None:
+                in_flight.append(request)
+            elif choice == "arrive" and in_flight:
+                request = in_flight.pop(chance.randrange(len(in_flight)))
+                arrived.append((request, self.effect(chance, request, stream)))
+            elif choice == "answer" and arrived:
+                request, outcome = arrived.pop(chance.randrange(len(arrived)))
+                if isinstance(outcome, Exception):
+                    post.outbox.refused(request, outcome, post.now)
+                else:
+                    post.outbox.answered(request, outcome, post.now)
+            elif choice == "pass" and post.outbox.due() is not None:
+                post.pass_time()
+            elif choice == "flush":
+                post.flush(chance.choice([b for b in bundles if b not in dropped]))
+            elif choice == "map" and chance.random() < 0.2:
+                post.outbox.learn(chance.choice([TWO_SHARDS, ShardMap()]), post.now)
+            elif choice == "drop" and len(dropped) < 2 and chance.random() < 0.05:
+                bundle = chance.choice(bundles)
+                bundle.drop(post.now)
+                dropped.add(bundle)
+            assert post.budget.used_bytes >= 0
+        # From now on everything succeeds.
+        for request, outcome in arrived:
+            if isinstance(outcome, Exception):
+                post.outbox.refused(request, outcome, post.now)
+            else:
+                post.outbox.answered(request, outcome, post.now)
+        for request in in_flight:
+            self.write(request, stream)
+            post.answer(request)
+        for bundle in bundles:
+            post.flush(bundle)
+        while (due := post.outbox.due()) is not None:
+            post.now = max(post.now, due)
+            taken = post.take()
+            if taken is None:  # what was due turned out to be for a throttled shard, or was dropped
+                assert post.outbox.due() != due
+                continue
+            self.write(taken, stream)
+            post.answer(taken)
+        assert post.outbox.is_idle
+        assert post.budget.used_bytes == 0
+        written = {data for _, data in stream}
+        for bundle in bundles:
+            assert not bundle.outstanding
+            if bundle not in dropped:
+                assert sorted(r.entry.data for r in bundle.settled) == sorted(sent[bundle])
+                assert written.issuperset(sent[bundle])
+        if ordered:
+            for key in "abc":
+                numbers = [int(data) for k, data in stream if k == key]
+                assert numbers == sorted(numbers)
+
+    def write(self, request: Sequence[PendingRecord], stream: list[tuple[str | None, bytes]]) -> None:
+        stream.extend((r.entry.partition_key, r.entry.data) for r in request)
+
+    def effect(
+        self, chance: random.Random, request: list[PendingRecord], stream: list[tuple[str | None, bytes]]
+    ) -> list[PutOutcome] | Exception:
+        """What the service does with a request, and what it will answer."""
+        kind = chance.choice(["written", "partly", "partly", "lost", "written but not said", "throttled", "refused"])
+        if kind == "lost":
+            return TransientServiceError("dropped", code="ConnectionClosedError")
+        if kind == "throttled":
+            return Throttled("slow down", code="LimitExceededException")
+        if kind == "refused" and len(request) > 1:  # never a culprit for good: it would fail its bundle
+            return InvalidArgument("no", code="InvalidArgumentException")
+        if kind == "written but not said":
+            self.write(request, stream)
+            return TransientServiceError("dropped", code="ConnectionClosedError")
+        outcomes = []
+        for record in request:
+            if kind == "partly" and chance.random() < 0.5:
+                outcomes.append(PutOutcome(None, None, chance.choice([THROTTLE, "InternalFailure"]), "arranged"))
+            else:
+                self.write([record], stream)
+                outcomes.append(PutOutcome(chance.choice(["low", "high"]), "7"))
+        return outcomes
