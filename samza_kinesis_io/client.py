@@ -459,12 +459,29 @@ class _PutWire(msgspec.Struct):
     Records: list[PutOutcome]
 
 
+class _Summary(msgspec.Struct):
+    StreamName: str
+    StreamARN: str
+    StreamStatus: str
+    RetentionPeriodHours: int
+    StreamCreationTimestamp: float
+    OpenShardCount: int
+    # Older botocores do not know these two and would drop them: another reason to decode by ourselves.
+    MaxRecordSizeInKiB: int | None = None
+    RecordDistributionStrategy: str | None = None
+
+
+class _SummaryWire(msgspec.Struct):
+    StreamDescriptionSummary: _Summary
+
+
 _BODY: Final = "samza_kinesis_io.body"
 _DECODED: Final = "samza_kinesis_io.decoded"
 _encode: Final = msgspec.json.Encoder().encode
 _FAST_DECODERS: Final[Mapping[str, msgspec.json.Decoder[Any]]] = {
     "GetRecords": msgspec.json.Decoder(_RecordsWire),
     "PutRecords": msgspec.json.Decoder(_PutWire),
+    "DescribeStreamSummary": msgspec.json.Decoder(_SummaryWire),
 }
 
 
@@ -520,17 +537,19 @@ class Boto3KinesisClient:
     def describe_stream(self, stream: StreamId) -> StreamDescription:
         answer = self._stream_call("DescribeStreamSummary", stream, _address(stream))
         try:
-            summary = answer["StreamDescriptionSummary"]
-            max_record_kib = summary.get("MaxRecordSizeInKiB")
+            wire: _SummaryWire = answer.get(_DECODED) or _slow_summary(answer)
+            summary = wire.StreamDescriptionSummary
             return StreamDescription(
-                name=summary["StreamName"],
-                arn=summary["StreamARN"],
-                status=StreamStatus(summary["StreamStatus"]),
-                retention_hours=summary["RetentionPeriodHours"],
-                creation_seconds=_seconds(summary["StreamCreationTimestamp"]),
-                open_shard_count=summary["OpenShardCount"],
-                max_record_bytes=max_record_kib * KIB if max_record_kib else DEFAULT_MAX_RECORD_BYTES,
-                key_based_distribution=summary.get("RecordDistributionStrategy") != "AUTO",
+                name=summary.StreamName,
+                arn=summary.StreamARN,
+                status=StreamStatus(summary.StreamStatus),
+                retention_hours=summary.RetentionPeriodHours,
+                creation_seconds=summary.StreamCreationTimestamp,
+                open_shard_count=summary.OpenShardCount,
+                max_record_bytes=(
+                    summary.MaxRecordSizeInKiB * KIB if summary.MaxRecordSizeInKiB else DEFAULT_MAX_RECORD_BYTES
+                ),
+                key_based_distribution=summary.RecordDistributionStrategy != "AUTO",
             )
         except _MALFORMED as exc:
             raise self._unreadable("DescribeStreamSummary", stream, exc) from exc
@@ -746,6 +765,12 @@ def _slow_records(answer: Any) -> _RecordsWire:
         if "ApproximateArrivalTimestamp" in record:
             record["ApproximateArrivalTimestamp"] = _seconds(record["ApproximateArrivalTimestamp"])
     return msgspec.convert(answer, _RecordsWire, builtin_types=(bytes,))
+
+
+def _slow_summary(answer: Any) -> _SummaryWire:
+    summary = answer["StreamDescriptionSummary"]
+    summary["StreamCreationTimestamp"] = _seconds(summary["StreamCreationTimestamp"])
+    return msgspec.convert(answer, _SummaryWire)
 
 
 #: What reading an answer of the wrong shape raises, in our code as in botocore's parsers.

@@ -45,6 +45,7 @@ def main() -> int:
         return int(status)
     sys.path.insert(0, str(HERE.parent))
     from contract.targets import TARGETS
+
     from tiers import KINESIS_LOCAL
 
     versions = {
