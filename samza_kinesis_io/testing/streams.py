@@ -171,11 +171,11 @@ class FakeShard:
         return self._forgotten + bisect_left(self._arrivals, round(seconds, 3))
 
     def read(self, ordinal: int, limit: int) -> list[bytes]:
-        """Return the records from `ordinal` on: at most `limit`, at most 10 MiB, but one at least if there is one."""
+        """Return the records from `ordinal` on: at most `limit`, at most 10 MiB. No record is longer than that."""
         start = ordinal - self._forgotten
         before = self._ends[start - 1] if start else self._forgotten_bytes
         stop = bisect_right(self._ends, before + MAX_BYTES_PER_GET, start, min(start + limit, len(self._ends)))
-        return self._pieces[start : max(stop, start + 1)]
+        return self._pieces[start:stop]
 
     def size_of(self, start: int, stop: int) -> int:
         """Return the bytes of the records between two ordinals."""

@@ -69,6 +69,14 @@ class TestReading:
         (record,) = call(fake, "GetRecords", ShardIterator=iterator(fake))["Records"]
         assert record["ApproximateArrivalTimestamp"] == START + 0.123
 
+    def test_a_record_is_found_at_the_very_time_it_says(self, fake: FakeKinesis, clock: SimulatedClock) -> None:
+        clock.advance(0.1236)
+        fake.put("s", b"")
+        (record,) = call(fake, "GetRecords", ShardIterator=iterator(fake))["Records"]
+        clock.advance(1)
+        at = iterator(fake, "AT_TIMESTAMP", Timestamp=record["ApproximateArrivalTimestamp"])
+        assert call(fake, "GetRecords", ShardIterator=at)["Records"] == [record]
+
     def test_the_five_kinds_of_iterators_start_where_they_say(self, fake: FakeKinesis, clock: SimulatedClock) -> None:
         numbers = []
         for i in range(4):
@@ -138,6 +146,9 @@ class TestReading:
         clock.advance(1.5)
         first = call(fake, "GetRecords", ShardIterator=iterator(fake), Limit=1)
         assert first["MillisBehindLatest"] == 1500
+        clock.advance(0.0004)
+        # Rounded up: the time of the answer minus its lag is never later than a record still to come.
+        assert call(fake, "GetRecords", ShardIterator=iterator(fake), Limit=1)["MillisBehindLatest"] == 1501
         assert call(fake, "GetRecords", ShardIterator=first["NextShardIterator"])["MillisBehindLatest"] == 0
 
     def test_a_record_that_came_just_now_still_counts_as_lag(self, fake: FakeKinesis) -> None:
@@ -430,6 +441,14 @@ class TestRetention:
         assert [int(d) for d in seen] == list(range(300))
         assert int(fake.records("s")[0].data) == 294 - 20
 
+    def test_an_answer_is_as_large_after_trimming_as_before(self, fake: FakeKinesis) -> None:
+        for _ in range(30):
+            fake.put("s", b"x" * (MIB - 1), partition_key="k")
+        fake.trim("s")
+        for _ in range(12):
+            fake.put("s", b"x" * (MIB - 1), partition_key="k")
+        assert len(call(fake, "GetRecords", ShardIterator=iterator(fake))["Records"]) == 10
+
 
 class TestLimits:
     def test_five_reads_a_second(self, limited: FakeKinesis, clock: SimulatedClock) -> None:
@@ -506,9 +525,10 @@ class TestLimits:
 
     def test_nothing_is_limited_unless_asked_for(self, fake: FakeKinesis) -> None:
         at = iterator(fake)
-        for _ in range(20):
+        for _ in range(6):
             call(fake, "GetRecords", ShardIterator=at)
-            put_many(fake, *[entry()] * 500)
+        for _ in range(3):
+            assert fake.call("PutRecords", {"StreamName": "s", "Records": [entry()] * 500})["FailedRecordCount"] == 0
 
 
 class TestObserving:

@@ -156,6 +156,14 @@ class TestResharding:
         assert status(fake) == "ACTIVE"
         assert fake.put("s", b"")[0] == shard_id(2)
 
+    def test_a_transition_is_over_at_its_time_whenever_somebody_looks(self, clock: SimulatedClock) -> None:
+        fake = FakeKinesis(clock=clock, transition_seconds=10)
+        fake.create_stream("s")
+        call(fake, "SplitShard", StreamName="s", ShardToSplit=shard_id(0), NewStartingHashKey="1000")
+        clock.advance(60)
+        assert listed(fake, ShardFilter={"Type": "AT_TIMESTAMP", "Timestamp": START + 9}) == [shard_id(0)]
+        assert listed(fake, ShardFilter={"Type": "AT_TIMESTAMP", "Timestamp": START + 10}) == [shard_id(1), shard_id(2)]
+
     def test_a_stream_is_resharded_once_at_a_time(self, clock: SimulatedClock) -> None:
         fake = FakeKinesis(clock=clock, transition_seconds=10)
         fake.create_stream("s", shards=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import http.client
 import json
@@ -169,6 +170,46 @@ def test_a_request_may_arrive_byte_by_byte_and_two_may_arrive_at_once(local: Loc
         while received.count(b'"StreamNames":["s"]') < 3:
             received += sock.recv(65536)
     assert received.count(b"HTTP/1.1 200 OK") == 3
+
+
+def exchange(local: LocalKinesis, request: bytes) -> bytes:
+    """Send bytes; return what comes back until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", int(local.endpoint_url.rpartition(":")[2])), timeout=10) as sock:
+        sock.sendall(request)
+        received = b""
+        while piece := sock.recv(65536):
+            received += piece
+    return received
+
+
+LIST = b"POST / HTTP/1.1\r\nX-Amz-Target: Kinesis_20131202.ListStreams\r\nContent-Length: 2\r\n"
+
+
+def test_the_connection_is_closed_when_the_client_asks(local: LocalKinesis) -> None:
+    received = exchange(local, LIST + b"Connection: close\r\n\r\n{}")
+    assert received.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_client_that_waits_to_send_its_body_is_told_to_go_on(local: LocalKinesis) -> None:
+    received = exchange(local, LIST + b"Expect: 100-continue\r\nConnection: close\r\n\r\n{}")
+    assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
+def test_a_chunked_body_is_refused(local: LocalKinesis) -> None:
+    received = exchange(local, b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 411 ")
+
+
+def test_a_head_without_end_is_cut_off(local: LocalKinesis) -> None:
+    with contextlib.suppress(ConnectionError):
+        assert not exchange(local, b"POST / HTTP/1.1\r\nX: " + b"x" * 100_000)
+
+
+def test_answers_keep_the_order_of_requests_though_the_first_is_delayed(local: LocalKinesis) -> None:
+    local.fake.faults.delay("ListStreams", 1)
+    second = b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    received = exchange(local, LIST + b"\r\n{}" + second)
+    assert received.index(b'"StreamNames"') < received.index(b"UnknownOperationException")
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"StreamName":"s","Records":[{"Data":"!!"}]}', b'{"Records":3}'])
