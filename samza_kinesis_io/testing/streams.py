@@ -311,6 +311,8 @@ class FakeStream:
         """Open `count` shards that divide the hash space evenly."""
         for low, high in _even_ranges(count):
             self._open_shard(HashKeyRange(low, high), (), now)
+        # Nothing can be older than the first shards, though the stream was being created before.
+        self.trim(now)
         self._route()
 
     def split(self, shard: FakeShard, at: int, now: float) -> tuple[FakeShard, FakeShard]:

@@ -310,6 +310,16 @@ class TestListShards:
         assert at("FROM_TIMESTAMP", 20) == [1, 2, 3, 4]
         assert at("AT_TIMESTAMP", -1000) == [0, 1]
 
+    def test_the_trim_horizon_of_a_stream_that_was_creating_for_a_while_has_its_first_shards(
+        self, clock: SimulatedClock
+    ) -> None:
+        fake = FakeKinesis(clock=clock, transition_seconds=10)
+        call(fake, "CreateStream", StreamName="s", ShardCount=1)
+        clock.advance(20)
+        fake.split("s", shard_id(0))
+        for at in ({"Type": "AT_TRIM_HORIZON"}, {"Type": "AT_TIMESTAMP", "Timestamp": START}):
+            assert listed(fake, ShardFilter=at) == [shard_id(0)]
+
     def test_a_filter_without_what_it_needs_is_refused(self, fake: FakeKinesis) -> None:
         fake.create_stream("s")
         for shard_filter in (
