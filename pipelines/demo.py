@@ -22,7 +22,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,7 @@ SHARDS = 4
 _SAMPLE = Path(__file__).with_name("flights-sample.avro")
 _PUTS_PER_SECOND = 20
 _MAX_PUT = 500
+_BAR_WIDTH = 18
 _SHOWN_DIFFERENCES = 20
 
 
@@ -60,21 +60,17 @@ class DemoFailed(Exception):
     """The demo could not come to a verdict; the message says why and what to do."""
 
 
-@dataclass
-class Seen:
-    """How far it is, for the progress bars only. One process: both local runners run their workers in it."""
-
-    put: int = 0
-    read: int = 0
-
-
-_seen = Seen()
+#: How far it is, for the progress bars only. One process: both local runners run their workers in it.
+_seen = {"put": 0, "read": 0, "results": 0}
 
 
 class _Count(beam.DoFn):
-    def process(self, flight: Flight) -> Iterator[Flight]:
-        _seen.read += 1
-        yield flight
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def process(self, element: Any) -> Iterator[Any]:
+        _seen[self._what] += 1
+        yield element
 
 
 class Loader:
@@ -100,8 +96,8 @@ class Loader:
             while changes and at >= changes[0][0]:
                 changes.pop(0)[1]()
             self._put(self._flights[at : at + size])
-            _seen.put = min(at + size, len(self._flights))
-            due = started + self._seconds * _seen.put / len(self._flights)
+            _seen["put"] = min(at + size, len(self._flights))
+            due = started + self._seconds * _seen["put"] / len(self._flights)
             if self.stop.wait(max(0.0, due - time.monotonic())):
                 raise DemoFailed("loading was stopped, since the pipeline failed")
         return time.time()
@@ -121,7 +117,7 @@ class Loader:
             StreamName=FLIGHTS_STREAM, ShardToSplit=shard["ShardId"], NewStartingHashKey=str((start + end) // 2)
         )
         wait_until_active(self._client, FLIGHTS_STREAM)
-        self._say(f"split {shard['ShardId']} after {_seen.put:,} flights")
+        self._say(f"split {shard['ShardId']} after {_seen['put']:,} flights")
 
     def _merge(self) -> None:
         left, right = self._open_shards()[-2:]
@@ -129,7 +125,7 @@ class Loader:
             StreamName=FLIGHTS_STREAM, ShardToMerge=left["ShardId"], AdjacentShardToMerge=right["ShardId"]
         )
         wait_until_active(self._client, FLIGHTS_STREAM)
-        self._say(f"merged {left['ShardId']} and {right['ShardId']} after {_seen.put:,} flights")
+        self._say(f"merged {left['ShardId']} and {right['ShardId']} after {_seen['put']:,} flights")
 
     def _open_shards(self) -> list[dict[str, Any]]:
         shards = self._client.list_shards(StreamName=FLIGHTS_STREAM)["Shards"]
@@ -177,7 +173,8 @@ def run_pipeline(endpoint_url: str, stop_at: float, beam_arguments: list[str]) -
         # The loader puts them in order; a put that is tried again may still pass a later one.
         out_of_orderness_seconds=3600.0,
     )
-    delays = flights | "Count" >> beam.ParDo(_Count()) | HourlyDelays()
+    delays = flights | "CountRead" >> beam.ParDo(_Count("read")) | HourlyDelays()
+    delays = delays | "CountResults" >> beam.ParDo(_Count("results"))
     flight_delays.write_delays(delays, DELAYS_STREAM, client=client)
     pipeline.run().wait_until_finish()
 
@@ -202,20 +199,17 @@ def carriers_table(rows: Sequence[CarrierHour]) -> Table:
             )
         )
     longest = max(1.0, *(abs(mean) for mean, *_ in lines)) if lines else 1.0
-    table = Table(title="Departures from New York City by carrier")
-    for name in ("carrier", "flights", "late", "mean arrival delay", "worst", "mean departure delay"):
-        table.add_column(name, justify="left" if name == "carrier" else "right")
-    table.add_column("")
+    # Narrow enough for 80 columns.
+    table = Table(title="Departures from New York City: mean and worst delays in minutes")
+    table.add_column("carrier", no_wrap=True)
+    for name in ("flights", "late", "worst", "arrival", "departure"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for mean, carrier, flights, late, arrival, worst in sorted(lines, reverse=True):
-        bar = "█" * max(1, round(24 * abs(mean) / longest))
+        bar = "█" * max(1, round(_BAR_WIDTH * abs(mean) / longest))
+        colour = "red" if mean > 0 else "green"
         table.add_row(
-            carrier,
-            f"{flights:,}",
-            f"{late:.0%}",
-            f"{arrival:.1f} min",
-            f"{worst:,} min",
-            f"{mean:.1f} min",
-            f"[{'red' if mean > 0 else 'green'}]{bar}[/]",
+            carrier, f"{flights:,}", f"{late:.0%}", f"{worst:,}", f"{arrival:.1f}", f"{mean:.1f}", f"[{colour}]{bar}[/]"
         )
     return table
 
@@ -227,8 +221,9 @@ def run(args: Any, beam_arguments: list[str], console: Console) -> int:
         raise DemoFailed(f"--flights: {error}") from error
     if not flights:
         raise DemoFailed(f"--flights: {args.flights} holds no flight")
+    expected = hourly_delays(flights)
     load_seconds = args.load_seconds or max(6.0, len(flights) / 6_000)
-    _seen.put = _seen.read = 0
+    _seen.update(put=0, read=0, results=0)
     with (
         LocalKinesis() as kinesis,
         Progress(
@@ -248,12 +243,15 @@ def run(args: Any, beam_arguments: list[str], console: Console) -> int:
         stop_at = time.time() + load_seconds + args.margin_seconds
         ended = threading.Event()
         loading = executor.submit(loader.run)
-        bars = [progress.add_task(name, total=len(flights)) for name in ("put", "read")]
+        totals = {"put": len(flights), "read": len(flights), "results": len(expected)}
+        bars = {name: progress.add_task(name, total=total) for name, total in totals.items()}
 
         def show() -> None:
-            while not ended.wait(0.1):
-                progress.update(bars[0], completed=_seen.put)
-                progress.update(bars[1], completed=_seen.read)
+            over = False
+            while not over:
+                over = ended.wait(0.1)
+                for name, bar in bars.items():
+                    progress.update(bar, completed=_seen[name])
 
         shower = threading.Thread(target=show, daemon=True)
         shower.start()
@@ -266,8 +264,6 @@ def run(args: Any, beam_arguments: list[str], console: Console) -> int:
             ended.set()
             shower.join()
         loaded_at = loading.result()
-        progress.update(bars[0], completed=_seen.put)
-        progress.update(bars[1], completed=_seen.read)
         if loaded_at >= stop_at:
             raise DemoFailed(
                 f"loading ended {loaded_at - stop_at:.1f} s after the read's stop, so nothing can be said of the rest; "
@@ -276,7 +272,6 @@ def run(args: Any, beam_arguments: list[str], console: Console) -> int:
         found = read_back(client, DELAYS_STREAM)
         shards = client.list_shards(StreamName=FLIGHTS_STREAM)["Shards"]
 
-    expected = hourly_delays(flights)
     wrong = differences(expected, found)
     console.print(carriers_table(found))
     counted = sum(row.flights for row in found)
