@@ -465,8 +465,6 @@ class Outbox:
             if lane.shard_id not in throttled:
                 lane.failures = 0
                 lane.window = min(lane.window * 2, MAX_RECORDS_PER_PUT)
-                if not lane.queue and self._lanes.get(lane.shard_id) is lane:
-                    del self._lanes[lane.shard_id]
         self._expire(request, now)
 
     def refused(self, request: Sequence[PendingRecord], error: BaseException, now: float) -> None:
@@ -546,8 +544,6 @@ class Outbox:
     def _forget_ready(self, record: PendingRecord) -> None:
         self._ready_count -= 1
         self._ready_bytes -= record.size_bytes
-        if self._ready_count == 0:
-            self._urgent_since = None
 
     def _wake(self, now: float) -> None:
         woken: list[PendingRecord] = []
@@ -595,7 +591,7 @@ class Outbox:
                 room -= 1
             lane.queue.popleft()
         if not lane.queue and not lane.in_flight:
-            del self._lanes[lane.shard_id]  # everything in it was withdrawn
+            del self._lanes[lane.shard_id]  # nothing waits for this shard any more: no reason to single it out
         return size
 
     def _request(self, records: list[PendingRecord]) -> list[PendingRecord]:
@@ -628,6 +624,8 @@ class Outbox:
         self, shard_id: str | None, records: list[PendingRecord], taken_by_shard: Counter[str | None], now: float
     ) -> None:
         records = [r for r in records if r.state is REQUESTED]
+        if not records:
+            return
         taken = taken_by_shard.total() if shard_id is None else taken_by_shard[shard_id]
         lane = self._lanes.get(shard_id)
         if lane is None:
@@ -641,8 +639,10 @@ class Outbox:
         if told:
             # It moves: no reason to wait longer each time.
             lane.failures = 1 if taken else lane.failures + 1
-            # A shard's allowance is refilled by the second, so the wait starts at a good part of one.
-            lane.paused_until = now + self._backoff.wait_seconds(lane.failures + 2, self._rng)
+            # A shard's allowance is refilled by the second, so the wait starts at a good part of one; of that the part
+            # which was too much: a shard that refused one record of a hundred is hardly over its limit.
+            wait = self._backoff.wait_seconds(lane.failures + 2, self._rng)
+            lane.paused_until = now + wait * max(0.1, len(records) / (len(records) + taken))
         for record in records:
             record.state = HELD
             record.lane = None

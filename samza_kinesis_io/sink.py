@@ -428,7 +428,7 @@ class _WriteFn(beam.DoFn):
 
     # Not WindowParam: with it Beam calls process once per window, and an element of a sliding window would be written
     # several times.
-    def process(self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam) -> Iterable[Any] | None:
+    def process(self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam) -> Iterable[Any]:
         bundle = self._bundle
         assert bundle is not None
         routing = self._settings.routing
@@ -449,7 +449,7 @@ class _WriteFn(beam.DoFn):
             bundle.producer.send(bundle.source, stream, entry, (windowed_value,), turn_key=turn_key)
         self._sent += 1
         if self._sent % _EMIT_RECORDS:
-            return None
+            return ()
         # A bundle may be endless for our purposes (a batch of millions): results must not pile up until it ends.
         return self._outputs(bundle.producer.settled(bundle.source))
 

@@ -229,6 +229,7 @@ class TestPartialFailure:
             post.add(bundle, b"%03d" % i)
         first, second = post.must_take(), post.must_take()
         post.answer(second, {b"500": "InternalFailure", b"999": "InternalFailure"})
+        post.now += 0.05  # so that those of the second are due before those of the first
         post.answer(first, {b"000": "InternalFailure", b"499": "InternalFailure"})
         post.now += 10
         assert data_of(post.take()) == [b"000", b"499", b"500", b"999"]
@@ -262,6 +263,18 @@ class TestPartialFailure:
         post.answer(post.must_take(), {b"a": "KMSDisabledException"})
         assert isinstance(bundle.failure, AccessRefused)
         assert post.budget.used_bytes == 0
+
+    def test_a_source_that_fails_in_an_answer_tries_none_of_its_records_again(self, post: Post) -> None:
+        bundle = post.source()
+        for data in (b"a", b"b", b"c"):
+            post.add(bundle, data)
+        post.flush(bundle)
+        codes = {b"a": "InternalFailure", b"b": "KMSDisabledException", b"c": THROTTLE}
+        post.answer(post.must_take(), codes)
+        assert post.budget.used_bytes == 0
+        assert not bundle.outstanding
+        post.now += 100
+        assert post.take() is None
 
     def test_after_the_timeout_the_source_fails_with_counts_by_code(self, post: Post) -> None:
         bundle = post.source(timeout=1.0)
@@ -400,6 +413,17 @@ class TestThrottledShards:
         assert post.take() is None
         post.pass_time()
         assert data_of(post.take()) == [b"a", b"b", b"c"]
+
+    def test_calls_throttled_at_the_same_moment_are_one_throttle(self, post: Post) -> None:
+        bundle = post.source()
+        for i in range(8 * 500):
+            post.add(bundle, b"%d" % i)
+        requests = [post.must_take() for _ in range(8)]
+        for request in requests:
+            post.outbox.refused(request, Throttled("slow down", code="LimitExceededException"), post.now)
+        due = post.outbox.due()
+        assert due is not None
+        assert due - post.now <= 0.1
 
 
 class TestRefusedRequests:

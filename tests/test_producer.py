@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import threading
 import weakref
 from collections import Counter, defaultdict
@@ -637,6 +638,7 @@ class TestThreads:
         with inherited._lock:  # as if another thread were in the middle of something
             child = os.fork()
             if child == 0:
+                signal.alarm(20)  # a child that waits for a lock nobody holds must not outlive the test
                 own = shared_producer(factory)
                 own.register("bundle")
                 own.send("bundle", FLIGHTS, PutEntry(b"a", "k"))
