@@ -416,8 +416,9 @@ class KinesisSystemConsumer:
                 while not group.ready:
                     if group.held:
                         self._release_held(group)
+                    over = False
                     if self._max_threads == 0:
-                        self._fetch_inline(deadline)
+                        over = not self._fetch_inline(deadline)
                     elif (left := deadline - self._clock.monotonic_seconds()) > 0:
                         self._clock.wait(self._data, left)
                     self._check(group, epoch)
@@ -426,7 +427,7 @@ class KinesisSystemConsumer:
                     if self._arrivals[uid] != arrivals and not group.gave_way and self._sharers_locked(group) > 1:
                         group.gave_way = True
                         return False
-                    if self._clock.monotonic_seconds() >= deadline:
+                    if over or self._clock.monotonic_seconds() >= deadline:
                         return False
                 return True
             finally:
@@ -695,13 +696,16 @@ class KinesisSystemConsumer:
         if self._blocked and self._reserved == 0:
             self._unblock()
 
-    def _fetch_inline(self, deadline: float) -> None:
-        """Make the next call that falls due until `deadline`, or let the time pass. Called with the lock."""
+    def _fetch_inline(self, deadline: float) -> bool:
+        """Make the next call that falls due until `deadline`; False: none does, and the time has passed.
+
+        Called with the lock.
+        """
         due = self._next_due()
         now = self._clock.monotonic_seconds()
         if due is None or due > max(deadline, now):
             self._clock.sleep(deadline - now)
-            return
+            return False
         self._clock.sleep(due - now)
         reader = self._take_due()
         self._lock.release()
@@ -710,6 +714,7 @@ class KinesisSystemConsumer:
         finally:
             self._lock.acquire()
         self._fetched(reader, fetched)
+        return True
 
     # Threads: one leader sleeps until the next reader falls due, the others until somebody calls. So a timer wakes one.
 

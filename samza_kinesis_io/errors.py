@@ -175,6 +175,7 @@ _THROTTLES: Final = frozenset(
         "Throttling",
         "RequestLimitExceeded",
         "TooManyRequestsException",
+        "429",
         "KMSThrottlingException",
     }
 )

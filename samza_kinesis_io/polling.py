@@ -427,6 +427,8 @@ class ShardPoller:
     def _end(self, fetched: Fetched, children: Sequence[ChildShard]) -> Fetched:
         self._state = _State.ENDED
         fetched.children = tuple(children)
+        # An ended shard has delivered everything, but what was put since went to its children: it proves nothing of them.
+        fetched.read_until_micros = None
         return fetched
 
     def _fail(self, error: KinesisIOError) -> Fetched:

@@ -1,0 +1,288 @@
+"""What must hold for all reshardings, crashes and faults: a state machine drives stream, runner and failures.
+
+Invariants, checked after every run of rules:
+- nothing lost: every record put is in the runner's books, but for those that the service trimmed;
+- nothing repeated: the books are exactly once whatever failed, for the runner strikes out what failed bundles emitted;
+- order: the records of a shard are in sequence order, and behind those of its ancestors;
+- time: no record is older than a watermark reported before it.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from apache_beam.utils.timestamp import Timestamp
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from miniature_runner import Attempt, Books, MiniatureRunner
+
+from samza_kinesis_io.aggregation import Aggregate
+from samza_kinesis_io.errors import StaleAttachment
+from samza_kinesis_io.positions import StartingPosition
+from samza_kinesis_io.records import KinesisRecord
+from samza_kinesis_io.source import DataLossPolicy, ReadFromKinesis
+from samza_kinesis_io.testing import FakeKinesis, SimulatedClock
+from samza_kinesis_io.watermark import ArrivalTimeWatermark, EventTimeWatermark
+
+EVENT_LAG_SECONDS = 120
+
+
+def event_time(record: KinesisRecord) -> Timestamp:
+    """Events arrive a fixed time after they happened, so that the order of arrival is the order of events."""
+    return Timestamp(micros=record.approximate_arrival_micros - EVENT_LAG_SECONDS * 1_000_000)
+
+
+class SourceMachine(RuleBasedStateMachine):
+    """One stream, one read of it, one runner, and everything that can go wrong between them."""
+
+    trims = False
+
+    @initialize(
+        shards=st.integers(1, 4),
+        restrictions=st.integers(1, 3),
+        per_get=st.sampled_from([1, 3, 10_000]),
+        per_bundle=st.sampled_from([1, 4, 10_000]),
+        start=st.sampled_from(["horizon", "latest"]),
+        by_event_time=st.booleans(),
+        seed=st.integers(0, 1 << 16),
+    )
+    def set_up(
+        self,
+        shards: int,
+        restrictions: int,
+        per_get: int,
+        per_bundle: int,
+        start: str,
+        by_event_time: bool,
+        seed: int,
+    ) -> None:
+        self.clock = SimulatedClock()
+        self.fake = FakeKinesis(clock=self.clock)
+        self.fake.create_stream("flights", shards=shards)
+        self.rng = random.Random(seed)
+        self.count = 0
+        self.may_be_lost: set[int] = set()
+        self.parents: dict[str, tuple[str, ...]] = {}
+        self.zombies: list[Attempt] = []
+        self.clock.advance(1)
+        read = ReadFromKinesis(
+            "flights",
+            starting_position=StartingPosition.latest() if start == "latest" else StartingPosition.trim_horizon(),
+            client=self.fake.factory(),
+            clock=self.clock,
+            max_records_per_get=per_get,
+            bundle_records=per_bundle,
+            watermark=EventTimeWatermark(event_time) if by_event_time else ArrivalTimeWatermark(),
+            on_data_loss=DataLossPolicy.CONTINUE,
+        )
+        self.restrictions = 1 if self.trims else restrictions
+        self.runner = MiniatureRunner(self.clock, read, restrictions=self.restrictions)
+        self.checkpoints: list[Books] = [self.runner.books.copy()]
+        self._learn_parents()
+
+    def _learn_parents(self) -> None:
+        for shard in self.fake.shards("flights"):
+            self.parents[shard.shard_id] = shard.parents
+
+    def _open(self) -> list[str]:
+        shards = [s for s in self.fake.shards("flights") if not s.is_closed]
+        return [s.shard_id for s in sorted(shards, key=lambda s: s.hash_key_range.start)]
+
+    def _element(self) -> int:
+        return self.rng.choice(list(self.runner.books.restrictions))
+
+    # The stream.
+
+    @rule(count=st.integers(1, 6))
+    def put(self, count: int) -> None:
+        for _ in range(count):
+            self.fake.put("flights", str(self.count).encode(), partition_key=f"k{self.rng.randrange(50)}")
+            self.count += 1
+            self.clock.advance(0.001)
+
+    @rule(count=st.integers(2, 6))
+    def put_aggregate(self, count: int) -> None:
+        aggregate = Aggregate()
+        key = f"k{self.rng.randrange(50)}"
+        for _ in range(count):
+            assert aggregate.add(key, None, str(self.count).encode())
+            self.count += 1
+        data, partition_key, explicit_hash_key = aggregate.encode()
+        self.fake.put("flights", data, partition_key=partition_key, explicit_hash_key=explicit_hash_key)
+        self.clock.advance(0.001)
+
+    @rule()
+    def split_shard(self) -> None:
+        if len(self._open()) < 12:
+            self.fake.split("flights", self.rng.choice(self._open()))
+            self._learn_parents()
+
+    @rule()
+    def merge_shards(self) -> None:
+        shards = self._open()
+        if len(shards) > 1:
+            at = self.rng.randrange(len(shards) - 1)
+            self.fake.merge("flights", shards[at], shards[at + 1])
+            self._learn_parents()
+
+    @rule(seconds=st.sampled_from([0.05, 0.6, 5.0, 61.0, 400.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    # The runner.
+
+    @rule(bundles=st.integers(1, 6))
+    def run_bundles(self, bundles: int) -> None:
+        for _ in range(bundles):
+            self.runner.bundle(self._element())
+
+    @rule(after=st.integers(0, 3))
+    def downstream_fails(self, after: int) -> None:
+        self.runner.failing_bundle(self._element(), after_batches=after)
+
+    @rule(after=st.integers(0, 3))
+    def runner_splits(self, after: int) -> None:
+        self.runner.split_bundle(self._element(), after_batches=after)
+
+    @rule(steps=st.integers(0, 2))
+    def attempt_is_abandoned(self, steps: int) -> None:
+        attempt = self.runner.begin(self._element())
+        for _ in range(steps):
+            if not self.runner.step(attempt):
+                return
+        self.zombies.append(attempt)
+        # A new attempt takes over at once, as after a cancellation.
+        self.runner.bundle(attempt.element)
+
+    @precondition(lambda self: getattr(self, "zombies", None))
+    @rule()
+    def abandoned_attempt_goes_on(self) -> None:
+        attempt = self.zombies.pop()
+        try:
+            while self.runner.step(attempt):
+                pass
+        except StaleAttachment:
+            pass
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.checkpoints.append(self.runner.books.copy())
+
+    @rule()
+    def restore_in_the_same_process(self) -> None:
+        self.runner.restore(self.rng.choice(self.checkpoints[-3:]))
+
+    @rule(restore=st.booleans())
+    def worker_dies(self, restore: bool) -> None:
+        self.zombies.clear()
+        self.runner.new_process()
+        if restore:
+            self.runner.restore(self.rng.choice(self.checkpoints[-3:]))
+
+    # The faults.
+
+    @rule(times=st.integers(1, 4), operation=st.sampled_from(["GetRecords", "GetShardIterator", "ListShards"]))
+    def throttle(self, times: int, operation: str) -> None:
+        self.fake.faults.throttle(operation, times=times)
+
+    @rule(times=st.integers(1, 3), operation=st.sampled_from(["GetRecords", "GetShardIterator", "ListShards"]))
+    def service_fails(self, times: int, operation: str) -> None:
+        self.fake.faults.internal_failure(operation, times=times)
+
+    @rule(times=st.integers(1, 3))
+    def connection_drops(self, times: int) -> None:
+        self.fake.faults.drop_connection("GetRecords", times=times)
+
+    @rule(times=st.integers(1, 2))
+    def iterators_expire(self, times: int) -> None:
+        self.fake.faults.expire_iterators(times=times)
+
+    @rule(times=st.integers(1, 5))
+    def shard_ends_name_no_children(self, times: int) -> None:
+        self.fake.faults.end_without_children(times=times)
+
+    @rule(times=st.integers(1, 3))
+    def answers_are_empty(self, times: int) -> None:
+        self.fake.faults.empty_answers(times=times)
+
+    # What must hold.
+
+    @invariant()
+    def books_are_in_order_and_in_time(self) -> None:
+        if not hasattr(self, "runner"):
+            return
+        emitted = self.runner.books.emitted
+        numbers = [int(e.record.data) for e in emitted]
+        assert len(set(numbers)) == len(numbers), "a record was repeated"
+        assert not [e for e in emitted if e.arrived_late], "the watermark passed a record that was still to come"
+        last: dict[str, tuple[int, int]] = {}
+        for e in emitted:
+            at = (int(e.record.sequence_number), e.record.sub_sequence_number)
+            assert at > last.get(e.record.shard_id, (0, -1)), "a shard's records are out of order"
+            last[e.record.shard_id] = at
+        if self.restrictions == 1:
+            self._check_lineage()
+
+    def _check_lineage(self) -> None:
+        first: dict[str, int] = {}
+        final: dict[str, int] = {}
+        for place, e in enumerate(self.runner.books.emitted):
+            first.setdefault(e.record.shard_id, place)
+            final[e.record.shard_id] = place
+        for shard, place in first.items():
+            for ancestor in self._ancestors(shard):
+                assert final.get(ancestor, -1) < place, f"{shard} was read before the end of {ancestor}"
+
+    def _ancestors(self, shard: str) -> set[str]:
+        found: set[str] = set()
+        left = list(self.parents.get(shard, ()))
+        while left:
+            parent = left.pop()
+            if parent not in found:
+                found.add(parent)
+                left.extend(self.parents.get(parent, ()))
+        return found
+
+    def teardown(self) -> None:
+        if not hasattr(self, "runner"):
+            return
+        self.fake.faults.clear()
+        self.clock.advance(30)
+        self.runner.run(idle_rounds=150)
+        self.books_are_in_order_and_in_time()
+        missing = set(range(self.count)) - set(self.runner.numbers) - self.may_be_lost
+        assert not missing, f"lost: {sorted(missing)}"
+        self.runner.new_process()
+
+
+class TrimmingMachine(SourceMachine):
+    """The same with retention at work: records, and whole generations of shards, vanish while nobody reads."""
+
+    trims = True
+
+    @rule()
+    def records_are_trimmed(self) -> None:
+        kept = self.runner.numbers
+        for record in self.fake.records("flights"):
+            self._lose(record)
+        self.fake.trim("flights")
+        self.clock.advance(0.01)
+        del kept
+
+    @rule()
+    def a_day_passes(self) -> None:
+        for record in self.fake.records("flights"):
+            self._lose(record)
+        self.clock.advance(25 * 3600)
+
+    def _lose(self, record: KinesisRecord) -> None:
+        from samza_kinesis_io.aggregation import deaggregate
+
+        apart = deaggregate(record)
+        for user in [record] if apart is None else apart.records:
+            self.may_be_lost.add(int(user.data))
+
+
+TestSource = pytest.mark.filterwarnings("ignore")(SourceMachine.TestCase)
+TestTrimming = pytest.mark.filterwarnings("ignore")(TrimmingMachine.TestCase)
