@@ -50,6 +50,8 @@ _log = logging.getLogger(__name__)
 
 #: Buffers that nobody asked for in this time are dropped: the restriction went to another worker.
 IDLE_SECONDS: Final = 60.0
+#: How often the fetch threads look for such buffers.
+_SWEEP_SECONDS: Final = 10.0
 _FIRST_ANSWER_BYTES: Final = 256 * 1024
 _SLACK_MICROS: Final = int(ARRIVAL_SLACK_SECONDS * 1_000_000)
 
@@ -227,6 +229,14 @@ class Attachment:
     def prefetched_bytes(self) -> int:
         return self._consumer._group_bytes(self._group)
 
+    def shards_open(self) -> int:
+        """Return how many shards are being read now."""
+        return len(self._group.readers)
+
+    def max_millis_behind_latest(self) -> int | None:
+        """Return the largest lag that the service reported last, over the shards read now; None: none yet."""
+        return self._consumer._max_millis_behind_latest(self._group)
+
     @property
     def sharers(self) -> int:
         """How many restrictions of this source are read by this process, this one included."""
@@ -274,6 +284,7 @@ class KinesisSystemConsumer:
         self._leader_until: float | None = None
         self._followers = 0
         self._arrivals: Counter[str] = Counter()
+        self._sweep_at = self._clock.monotonic_seconds() + _SWEEP_SECONDS
         self._stopped = False
 
     # Restrictions come and go.
@@ -443,6 +454,11 @@ class KinesisSystemConsumer:
     def _group_bytes(self, group: _Group) -> int:
         with self._lock:
             return sum(r.buffered_bytes for r in group.readers.values())
+
+    def _max_millis_behind_latest(self, group: _Group) -> int | None:
+        with self._lock:
+            known = [r.poller.millis_behind_latest for r in group.readers.values()]
+            return max((lag for lag in known if lag is not None), default=None)
 
     def _sharers(self, group: _Group) -> int:
         with self._lock:
@@ -729,6 +745,10 @@ class KinesisSystemConsumer:
             try:
                 while not self._stopped:
                     now = self._clock.monotonic_seconds()
+                    if now >= self._sweep_at:
+                        # Restrictions that moved to another worker: nobody here detaches from them any more.
+                        self._sweep_at = now + _SWEEP_SECONDS
+                        self._sweep()
                     due = self._next_due()
                     if due is not None and due <= now:
                         reader = self._take_due()

@@ -57,7 +57,7 @@ MILLIS_BEHIND_LATEST: Final = "millis_behind_latest"
 MAX_MILLIS_BEHIND_LATEST: Final = "max_millis_behind_latest"
 #: Gauge: bytes prefetched for a restriction and not emitted.
 PREFETCHED_BYTES: Final = "prefetched_bytes"
-#: Gauge: shards of a restriction that are open or waiting.
+#: Gauge: shards of a restriction that are being read.
 SHARDS_OPEN: Final = "shards_open"
 
 # Sink

@@ -192,6 +192,8 @@ class ShardPoller:
         self._lag_renewed = False
         self._renew_iterator = False
         self._called_at = now_monotonic
+        #: As the service said it last.
+        self.millis_behind_latest: int | None = None
         #: What happened since somebody last took it, by the names of `metrics.py`.
         self.counts: Counter[str] = Counter()
         self._state = _State.SEEKING
@@ -271,6 +273,7 @@ class ShardPoller:
             self._contradictions = 0
         else:
             self.counts[metrics.EMPTY_POLLS] += 1
+        self.millis_behind_latest = answer.millis_behind_latest
         fetched = Fetched(
             records=answer.records,
             size_bytes=answer.size_bytes,
@@ -427,7 +430,7 @@ class ShardPoller:
     def _end(self, fetched: Fetched, children: Sequence[ChildShard]) -> Fetched:
         self._state = _State.ENDED
         fetched.children = tuple(children)
-        # An ended shard has delivered everything, but what was put since went to its children: it proves nothing of them.
+        # It has delivered everything, but what was put since went to its children: it proves nothing of them.
         fetched.read_until_micros = None
         return fetched
 

@@ -385,8 +385,9 @@ class _ReadingLoop(beam.DoFn):
             if batch is None:
                 if not self._claim_evidence(evidence, tracker, estimator, attachment):
                     return
-                if plan.is_bounded and not progressed:
-                    # Deferring without progress is a busy loop on Spark, which skips delays.
+                if not progressed and self._stop_is_past():
+                    # What is left comes at once, and deferring without progress costs a bundle on Spark, which skips
+                    # the delay.
                     attachment.wait(max(budget_seconds, plan.source.poll_interval_seconds))
                     deadline = clock.monotonic_seconds() + budget_seconds
                     continue
@@ -419,6 +420,13 @@ class _ReadingLoop(beam.DoFn):
             if records_left <= 0 or bytes_left <= 0 or clock.monotonic_seconds() >= deadline:
                 tracker.defer_remainder()
                 return
+
+    def _stop_is_past(self) -> bool:
+        stop = self._plan.stop
+        return stop is not None and stop.timestamp is not None and stop.timestamp.micros <= self._now_micros()
+
+    def _now_micros(self) -> int:
+        return round(self._clock.now_seconds() * 1e6)
 
     def _claim_evidence(
         self,
@@ -458,7 +466,7 @@ class _ReadingLoop(beam.DoFn):
         timestamps: list[int] = []
         event_lag: int | None = None
         if batch.records:
-            assigned = self._plan.watermark.assign(batch.records, round(self._clock.now_seconds() * 1e6))
+            assigned = self._plan.watermark.assign(batch.records, self._now_micros())
             timestamps, event_lag = assigned.timestamps_micros, assigned.event_lag_micros
             bound = max(bound, assigned.watermark_micros)
         advance = Advance(batch.key, batch.position, bound, batch.read_until_micros)
@@ -542,6 +550,10 @@ class _ReadingLoop(beam.DoFn):
         for name, value in attachment.take_counts().items():
             _count(name, value)
         Metrics.gauge(metrics.NAMESPACE, metrics.PREFETCHED_BYTES).set(attachment.prefetched_bytes())
+        Metrics.gauge(metrics.NAMESPACE, metrics.SHARDS_OPEN).set(attachment.shards_open())
+        lag = attachment.max_millis_behind_latest()
+        if lag is not None:
+            Metrics.gauge(metrics.NAMESPACE, metrics.MAX_MILLIS_BEHIND_LATEST).set(lag)
 
     def teardown(self) -> None:
         shared_consumer(self._clock).sweep()

@@ -240,7 +240,7 @@ def test_an_attempt_that_outlived_its_cancellation_fails_and_disturbs_nobody() -
     runner.bundle()
     zombie = runner.begin()
     assert runner.step(zombie)
-    assert runner.bundle()
+    runner.bundle()
     with pytest.raises(StaleAttachment):
         while runner.step(zombie):
             pass
@@ -465,12 +465,10 @@ def test_no_shard_is_read_faster_than_the_service_allows(records_per_get: int) -
     for n in range(300):
         stream.fake.put("flights", b"%06d" % n + b"x" * 100_000, partition_key=str(n))
         stream.clock.advance(0.2)
-    throttles = stream.fake.faults.throttle("GetRecords", times=0)
     runner = stream.read(max_records_per_get=records_per_get, bundle_bytes=1 << 30)
     runner.run(idle_rounds=200)
     assert sorted(int(e.record.data[:6]) for e in runner.books.emitted) == list(range(300))
-    assert stream.fake.throttled["GetRecords"] == 0
-    del throttles
+    assert not stream.fake.errors
 
 
 def test_an_idle_shard_is_polled_at_its_interval() -> None:

@@ -18,7 +18,7 @@ from samza_kinesis_io.clock import Clock, SystemClock
 from samza_kinesis_io.limits import DEFAULT_MAX_RECORD_BYTES, DEFAULT_RETENTION_HOURS, KIB
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.shards import Shard
-from samza_kinesis_io.testing.faults import Faults, Plan
+from samza_kinesis_io.testing.faults import FakeServiceError, Faults, Plan
 from samza_kinesis_io.testing.process_local import ProcessLocal
 from samza_kinesis_io.testing.service import Answer, EncodedRecords, Params, Service
 from samza_kinesis_io.testing.streams import FakeShard, FakeStream, decode_records
@@ -53,6 +53,7 @@ class FakeKinesis(ProcessLocal):
 
     Attributes:
         calls: How many calls came, by operation; failed ones too.
+        errors: How many calls were answered with an error, by operation and code.
         log: The calls, if asked for.
     """
 
@@ -74,6 +75,7 @@ class FakeKinesis(ProcessLocal):
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.faults = faults if faults is not None else Faults()
         self.calls: Counter[str] = Counter()
+        self.errors: Counter[tuple[str, str]] = Counter()
         self.log: list[Call] = []
         self._log_calls = log_calls
         self._lock = threading.RLock()
@@ -119,12 +121,17 @@ class FakeKinesis(ProcessLocal):
 
     def perform(self, operation: str, params: Params, plan: Plan) -> Answer | EncodedRecords:
         """Do what `call` does, after `arrive`, but leave the records of GetRecords encoded."""
-        if plan.error_before is not None:
-            raise plan.error_before
-        with self._lock:
-            answer = self._service.perform(operation, params, self._now(), plan)
-        if plan.error_after is not None:
-            raise plan.error_after
+        try:
+            if plan.error_before is not None:
+                raise plan.error_before
+            with self._lock:
+                answer = self._service.perform(operation, params, self._now(), plan)
+            if plan.error_after is not None:
+                raise plan.error_after
+        except FakeServiceError as error:
+            with self._lock:
+                self.errors[operation, error.code] += 1
+            raise
         return answer
 
     def factory(self) -> FakeClientFactory:
