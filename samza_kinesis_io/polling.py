@@ -37,6 +37,7 @@ from samza_kinesis_io.errors import (
     Throttled,
 )
 from samza_kinesis_io.limits import (
+    MAX_BYTES_PER_GET,
     MAX_GET_RECORDS_PER_SECOND_PER_SHARD,
     MAX_READ_BYTES_PER_SECOND_PER_SHARD,
     MAX_RECORDS_PER_GET,
@@ -82,6 +83,14 @@ class ShardPacer:
         # seconds throw an exception."
         if limits.bytes_per_second is not None:
             self.next_call_seconds = max(self.next_call_seconds, called_at + size_bytes / limits.bytes_per_second)
+
+
+def _counted_bytes(answer: RecordsAnswer) -> int:
+    """Return about what the service counts: partition keys too. A full answer counts as full, whatever is missing."""
+    if answer.size_bytes > 0.9 * MAX_BYTES_PER_GET:
+        return MAX_BYTES_PER_GET
+    keys = [len(r.partition_key or "") for r in (answer.records[:1] + answer.records[-1:])]
+    return answer.size_bytes + len(answer.records) * max(keys, default=0)
 
 
 class Call(enum.Enum):
@@ -265,7 +274,7 @@ class ShardPoller:
         self._due = now
 
     def on_answer(self, answer: RecordsAnswer, now: float) -> Fetched | None:
-        self._pacer.on_bytes(self._called_at, answer.size_bytes, self._limits)
+        self._pacer.on_bytes(self._called_at, _counted_bytes(answer), self._limits)
         self._failures = self._throttles = 0
         self._renewed_after_invalid = False
         if answer.records:
