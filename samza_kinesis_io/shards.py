@@ -11,6 +11,7 @@ Two rules, which everything else follows from:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -105,28 +106,25 @@ def oldest_covering(shards: Iterable[Shard], target: HashKeyRange = FULL_RANGE) 
     Shards that older listed shards cover completely are left out: their parents lead to them.
     """
     chosen: list[Shard] = []
-    covered: list[HashKeyRange] = []  # disjoint, sorted
+    # What the chosen ones cover, as disjoint ranges of which no two touch: a stream has thousands of shards.
+    starts: list[int] = []
+    ends: list[int] = []
     for shard in sorted(shards, key=lambda s: age_key(s.shard_id)):
         if not shard.hash_key_range.overlaps(target):
             continue
-        clipped = HashKeyRange(max(shard.hash_key_range.start, target.start), min(shard.hash_key_range.end, target.end))
-        if uncovered(clipped, covered):
-            chosen.append(shard)
-            covered = _joined([*covered, clipped])
-            if len(covered) == 1 and covered[0] == target:
-                break
+        start, end = max(shard.hash_key_range.start, target.start), min(shard.hash_key_range.end, target.end)
+        at = bisect_right(starts, start) - 1
+        if at >= 0 and end <= ends[at]:
+            continue
+        chosen.append(shard)
+        first = at if at >= 0 and ends[at] >= start - 1 else at + 1
+        last = bisect_right(starts, end + 1)  # behind the ranges that the new one touches
+        if first < last:
+            start, end = min(start, starts[first]), max(end, ends[last - 1])
+        starts[first:last], ends[first:last] = [start], [end]
+        if start == target.start and end == target.end:
+            break
     return tuple(chosen)
-
-
-def _joined(ranges: Iterable[HashKeyRange]) -> list[HashKeyRange]:
-    """Return the same keys as the fewest disjoint ranges, sorted."""
-    out: list[HashKeyRange] = []
-    for r in sorted(ranges):
-        if out and r.start <= out[-1].end + 1:
-            out[-1] = HashKeyRange(out[-1].start, max(out[-1].end, r.end))
-        else:
-            out.append(r)
-    return out
 
 
 def holes(shards: Iterable[Shard], target: HashKeyRange = FULL_RANGE) -> tuple[HashKeyRange, ...]:
