@@ -9,12 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 _BY_TARGET: Final[dict[str, dict[str, str]]] = {
-    "FakeKinesis": {
-        "the_filter_at_trim_horizon_gives_the_oldest_shards_only": "no shard, if the stream was CREATING for a while",
-    },
-    "LocalKinesis": {
-        "the_filter_at_trim_horizon_gives_the_oldest_shards_only": "no shard, if the stream was CREATING for a while",
-    },
     "kinesis-local": {
         "an_explicit_hash_key_outside_the_hash_space_is_refused": "HTTP 500 for a text",
         "more_than_500_entries_are_refused": "takes 501 entries",
