@@ -316,11 +316,11 @@ class KinesisSystemProducer:
                 client.close()
             self._clients.clear()
 
-    def describe(self, stream: StreamId, *, fresher_than_seconds: float = float("inf")) -> StreamDescription:
-        """Return the stream's description; kept for as long as it is younger than `fresher_than_seconds`."""
+    def describe(self, stream: StreamId) -> StreamDescription:
+        """Return the stream's description, at most a minute old."""
         now = self._clock.monotonic_seconds()
         known = self._descriptions.get(stream)
-        if known is None or now - known[0] > min(fresher_than_seconds, _DESCRIPTION_LIFETIME_SECONDS):
+        if known is None or now - known[0] > _DESCRIPTION_LIFETIME_SECONDS:
             known = (now, self._client_for(stream).describe_stream(stream))
             self._descriptions[stream] = known
         return known[1]
@@ -508,7 +508,7 @@ def _own_copy(error: BaseException) -> BaseException:
     """Return a copy to raise: one exception raised in many threads would gather all their tracebacks."""
     try:
         own = copy.copy(error)
-    except Exception:
+    except Exception:  # somebody else's exception, which may not be made to be copied: raise it as it is
         return error
     own.__cause__ = error.__cause__
     return own

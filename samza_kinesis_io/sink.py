@@ -224,8 +224,10 @@ class WriteToKinesis(beam.PTransform[Any, WriteResult]):
                 f"got {max_record_bytes!r}"
             )
         client = ClientConfig() if client is None else client
-        if not callable(getattr(client, "connect", None)):
-            raise ConfigurationError(f"client must be a ClientConfig (or have its connect()), got {client!r}")
+        if not callable(getattr(client, "connect", None)) or client.__hash__ is None:
+            raise ConfigurationError(
+                f"client must be a ClientConfig (or have its connect(), and be hashable), got {client!r}"
+            )
         self._settings = _Settings(
             routing=Routing.checked(
                 stream=stream, partition_key=partition_key, explicit_hash_key=explicit_hash_key, serializer=serializer,

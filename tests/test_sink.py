@@ -22,11 +22,12 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from samza_kinesis_io import metrics
 from samza_kinesis_io.aggregation import deaggregate, is_aggregated
-from samza_kinesis_io.client import StreamId
+from samza_kinesis_io.client import ClientConfig, StreamId
 from samza_kinesis_io.errors import (
     AccessRefused,
     ConfigurationError,
     DeliveryFailed,
+    EndpointUnreachable,
     RecordRefused,
     StreamNotFound,
     TransientServiceError,
@@ -42,7 +43,7 @@ from samza_kinesis_io.sink import (
     WrittenRecordCoder,
     _WriteFn,
 )
-from samza_kinesis_io.testing import FakeKinesis, SimulatedClock
+from samza_kinesis_io.testing import FakeKinesis, LocalKinesis, SimulatedClock
 
 KEY_OF_257_CHARACTERS = "x" * 257
 
@@ -108,6 +109,7 @@ class TestOptions:
             ("s", {"ordered": 1}, "ordered must be True or False, got 1"),
             ("s", {"aggregate": "yes"}, "aggregate must be True or False, got 'yes'"),
             ("s", {"dead_letters": None}, "dead_letters must be True or False, got None"),
+            ("s", {"client": {"connect": 1}}, "client must be a ClientConfig"),
             ("s", {"client": "us-east-1"}, "client must be a ClientConfig .* got 'us-east-1'"),
             ("s", {"max_record_bytes": 11 * MIB}, "max_record_bytes must be between 1 and 10485760"),
             ("s", {"max_in_flight_bytes": 0}, "max_in_flight_bytes must be >= 1, got 0"),
@@ -329,6 +331,52 @@ class TestBundles:
     def test_the_options_travel_without_a_connection(self) -> None:
         pickled = pickler.dumps(_WriteFn(WriteToKinesis("delays", partition_key="k")._settings))
         assert not pickler.loads(pickled)._bundle
+
+
+class TestDestinationsThatCannotWork:
+    """Through boto3: each fails at once and says what to do, whatever the retries would allow."""
+
+    def bundle(self, config: ClientConfig, clock: SimulatedClock) -> None:
+        sink = WriteToKinesis("delays", client=config, clock=clock, request_threads=0)
+        fn = _WriteFn(sink._settings)
+        fn.setup()
+        fn.start_bundle()
+        fn.process(b"a", WindowedValue(b"a", Timestamp(0), (window.GlobalWindow(),)))
+        started = clock.monotonic_seconds()
+        try:
+            fn.finish_bundle()
+        finally:
+            assert clock.monotonic_seconds() == started, "it was not tried again"
+
+    def test_nobody_listens_at_the_endpoint(self, clock: SimulatedClock) -> None:
+        with pytest.raises(EndpointUnreachable, match="http://127.0.0.1:1"):
+            self.bundle(ClientConfig(region="us-east-1", endpoint_url="http://127.0.0.1:1"), clock)
+
+    def test_no_region_is_known(self, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_DEFAULT_REGION")
+        with pytest.raises(ConfigurationError, match="region"):
+            self.bundle(ClientConfig(), clock)
+
+    def test_there_are_no_credentials(self, clock: SimulatedClock, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(AccessRefused, match="credentials"):
+            self.bundle(ClientConfig(region="us-east-1", endpoint_url="http://127.0.0.1:1"), clock)
+
+    @pytest.mark.parametrize("code", ["UnrecognizedClientException", "AccessDeniedException", "ExpiredTokenException"])
+    def test_the_service_refuses_the_credentials(self, clock: SimulatedClock, code: str) -> None:
+        with LocalKinesis() as kinesis:
+            kinesis.fake.create_stream("delays")
+            kinesis.fake.faults.fail("PutRecords", code, times=None)
+            with pytest.raises(AccessRefused, match=code):
+                self.bundle(ClientConfig(region="us-east-1", endpoint_url=kinesis.endpoint_url), clock)
+            assert kinesis.fake.calls["PutRecords"] == 1
+
+    def test_the_stream_is_missing(self, clock: SimulatedClock) -> None:
+        with LocalKinesis() as kinesis:
+            with pytest.raises(StreamNotFound, match="delays"):
+                self.bundle(ClientConfig(region="us-east-1", endpoint_url=kinesis.endpoint_url), clock)
+            assert kinesis.fake.calls["PutRecords"] == 1
 
 
 class TestAggregation:
