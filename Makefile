@@ -79,7 +79,7 @@ soak: .venv/.dev
 	HYPOTHESIS_PROFILE=soak $(BIN)/pytest -m 'soak or hypothesis' --timeout=0 $(PYTEST_ARGS)
 
 bench: .venv/.dev
-	@for b in benchmarks/bench_*.py; do echo "== $$b"; $(BIN)/python $$b $(ARGS) || exit 1; done
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b $(ARGS) || exit 1; done
 
 clean:
 	rm -rf .venv .tox .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
