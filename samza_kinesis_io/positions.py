@@ -124,7 +124,7 @@ def _sequence_map(numbers: Mapping[str, SequenceNumberLike], option: str) -> tup
         raise ConfigurationError(f"{option} must name at least one shard, got an empty mapping")
     out: list[tuple[str, int, int | None]] = []
     for shard_id, value in sorted(numbers.items()):
-        number, sub = (value, None) if isinstance(value, str) else value
+        number, sub = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
         if not isinstance(number, str) or not number.isascii() or not number.isdigit():
             raise ConfigurationError(
                 f"{option}[{shard_id!r}] must be a decimal sequence number as a string, got {number!r}"
