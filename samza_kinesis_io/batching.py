@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import random
 from bisect import bisect_right
 from collections import Counter, deque
@@ -53,6 +54,12 @@ RECORD_OVERHEAD_BYTES: Final = 512
 EAGER_REQUESTS: Final = 2
 #: How often the shard list is asked for at most, when throttles make it worth knowing.
 SHARD_MAP_REFRESH_SECONDS: Final = 10.0
+
+#: A throttled shard that took some of the records is tried with at least this many: how many of its records were in
+#: that request was chance.
+FIRST_WINDOW_RECORDS: Final = 32
+#: Throttled shards are tried again at multiples of this.
+LANE_TICK_SECONDS: Final = 0.02
 
 #: An aggregate's size at most: the KPL's own default. Much more would make throttles coarse.
 MAX_AGGREGATE_BYTES: Final = 51_200
@@ -270,7 +277,7 @@ class Lane:
 
     def __init__(self, shard_id: str | None, window: int) -> None:
         self.shard_id = shard_id
-        self.window = max(1, window)
+        self.window = window
         self.failures = 0
         self.paused_until = 0.0
         self.in_flight = False
@@ -629,7 +636,7 @@ class Outbox:
         taken = taken_by_shard.total() if shard_id is None else taken_by_shard[shard_id]
         lane = self._lanes.get(shard_id)
         if lane is None:
-            lane = self._lanes[shard_id] = Lane(shard_id, taken)
+            lane = self._lanes[shard_id] = Lane(shard_id, max(taken, FIRST_WINDOW_RECORDS) if taken else 1)
             told = True
         else:
             # Requests that left before the lane was paused say nothing new.
@@ -642,7 +649,9 @@ class Outbox:
             # A shard's allowance is refilled by the second, so the wait starts at a good part of one; of that the part
             # which was too much: a shard that refused one record of a hundred is hardly over its limit.
             wait = self._backoff.wait_seconds(lane.failures + 2, self._rng)
-            lane.paused_until = now + wait * max(0.1, len(records) / (len(records) + taken))
+            due = now + wait * max(0.1, len(records) / (len(records) + taken))
+            # On a common grid, so that the lanes of many shards share requests.
+            lane.paused_until = math.ceil(due / LANE_TICK_SECONDS) * LANE_TICK_SECONDS
         for record in records:
             record.state = HELD
             record.lane = None

@@ -46,6 +46,7 @@ from samza_kinesis_io.records import OutgoingRecord
 _FAILED: Final = "failed"
 #: `process` hands on what has been acknowledged so far whenever this many have; the rest in `finish_bundle`.
 _EMIT_RECORDS: Final = 500
+_MAX_PARTITION_KEY_BYTES: Final = 4 * MAX_PARTITION_KEY_CHARACTERS
 _MAX_HASH_KEY_DIGITS: Final = len(str(MAX_HASH_KEY))
 
 
@@ -500,8 +501,10 @@ class _WriteFn(beam.DoFn):
 
         The stream is asked only if it matters: each takes at least 1 MiB.
         """
-        size = entry.size_bytes
         limit = self._settings.max_record_bytes
+        if limit is None and len(entry.data) <= DEFAULT_MAX_RECORD_BYTES - _MAX_PARTITION_KEY_BYTES:
+            return  # nearly always, so it must cost nothing
+        size = entry.size_bytes
         if limit is None:
             if size <= DEFAULT_MAX_RECORD_BYTES:
                 return
