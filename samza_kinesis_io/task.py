@@ -31,7 +31,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -267,10 +267,6 @@ class KeyValueStore(Protocol):
 
     def all(self) -> Iterator[tuple[Any, Any]]:
         """Iterate over everything, in order, as it is at the call."""
-        ...
-
-    def flush(self) -> None:
-        """Make the changes since the last flush durable, if the store has a changelog. Part of every commit."""
         ...
 
 
@@ -549,10 +545,13 @@ class _Collector:
 class _Flight:
     """An envelope that a task was given and whose end is not yet accounted for."""
 
-    __slots__ = ("collector", "coordinator", "deadline_seconds", "done", "envelope", "error")
+    __slots__ = ("collector", "coordinator", "deadline_seconds", "done", "envelope", "error", "timestamp_micros")
 
-    def __init__(self, envelope: IncomingMessageEnvelope, deadline_seconds: float | None) -> None:
+    def __init__(
+        self, envelope: IncomingMessageEnvelope, timestamp_micros: int, deadline_seconds: float | None
+    ) -> None:
         self.envelope = envelope
+        self.timestamp_micros = timestamp_micros
         self.collector = _Collector()
         self.coordinator = TaskCoordinator()
         self.deadline_seconds = deadline_seconds
@@ -562,18 +561,23 @@ class _Flight:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What one call sent. `cause` is the envelope it was given; None for window, callback and end of stream."""
+    """What one call sent.
 
-    cause: IncomingMessageEnvelope | None
+    Attributes:
+        messages: In order.
+        timestamp_micros: Of the envelope that the call was given; None for window, callback and end of stream.
+    """
+
     messages: tuple[OutgoingMessageEnvelope, ...]
+    timestamp_micros: int | None
 
 
 class TaskRunner:
     """One task instance and its turns.
 
     Its owner, from one thread: `start()` once; then again and again `next_operation`, which says what may run now, and
-    the method of that name; `take_sent()` after each. COMMIT is the owner's: it calls `flush()`, ends the bundle, and
-    calls `committed()`. When nothing may run and envelopes are in flight, `wait` returns on the next completion.
+    the method of that name; `take_sent()` after each. COMMIT is the owner's: it ends the bundle, calls `committed()`.
+    When nothing may run and envelopes are in flight, `wait` returns on the next completion.
 
     After any exception out of these methods the instance is spent: its memory is ahead of the position. Drop it.
     """
@@ -669,10 +673,15 @@ class TaskRunner:
             return Operation.PROCESS
         return None
 
-    def process(self, envelope: IncomingMessageEnvelope) -> None:
-        """Give the task an envelope. Returns when it is done, or begun if the task is asynchronous."""
+    def process(self, envelope: IncomingMessageEnvelope, timestamp_micros: int = 0) -> None:
+        """Give the task an envelope. Returns when it is done, or begun if the task is asynchronous.
+
+        Args:
+            timestamp_micros: Of what it sends; handed back with it.
+        """
         timeout = self.options.callback_timeout_seconds
-        flight = _Flight(envelope, None if timeout is None else self._clock.monotonic_seconds() + timeout)
+        deadline = None if timeout is None else self._clock.monotonic_seconds() + timeout
+        flight = _Flight(envelope, timestamp_micros, deadline)
         with self._changed:
             self._flights.append(flight)
             self._in_flight += 1
@@ -738,12 +747,6 @@ class TaskRunner:
         if isinstance(self.task, EndOfStreamListenerTask):
             self._call("end-of-stream-calls", self.task.on_end_of_stream)
 
-    def flush(self) -> None:
-        """Make the stores' changes durable; the position moves after this, so that state is never behind it."""
-        for store in self.context.stores.values():
-            store.flush()
-        self.counts["flush-calls"] += 1
-
     def committed(self) -> None:
         """The owner ended the bundle: requests up to now are served."""
         self._commit_wanted = False
@@ -800,7 +803,7 @@ class TaskRunner:
                 raise
             self.counts[f"exception-ignored-{type(error).__name__}"] += 1
         self._hear(coordinator)
-        self._keep(None, collector.close())
+        self._keep(collector.close(), None)
 
     def _finish(self, flight: _Flight, error: BaseException | None) -> None:
         """An envelope is done, or failed; on whatever thread."""
@@ -839,7 +842,7 @@ class TaskRunner:
             else:
                 self._hear(flight.coordinator)
             # What an ignored exception left half sent stays sent, as in Samza.
-            self._keep(flight.envelope, flight.collector.close())
+            self._keep(flight.collector.close(), flight.timestamp_micros)
 
     def _hear(self, coordinator: TaskCoordinator) -> None:
         if coordinator.commit_request is not None:
@@ -849,11 +852,10 @@ class TaskRunner:
         if coordinator.shutdown_request is not None and self.shutdown_vote is not RequestScope.ALL_TASKS_IN_CONTAINER:
             self.shutdown_vote = coordinator.shutdown_request
 
-    def _keep(self, cause: IncomingMessageEnvelope | None, messages: Iterable[OutgoingMessageEnvelope]) -> None:
-        kept = tuple(messages)
-        if kept:
-            self.counts["send-calls"] += len(kept)
-            self._sent.append(Sent(cause, kept))
+    def _keep(self, messages: list[OutgoingMessageEnvelope], timestamp_micros: int | None) -> None:
+        if messages:
+            self.counts["send-calls"] += len(messages)
+            self._sent.append(Sent(tuple(messages), timestamp_micros))
 
 
 async def _completing(work: Coroutine[Any, Any, None], callback: TaskCallback) -> None:

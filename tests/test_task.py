@@ -137,7 +137,6 @@ class TestPriority:
         run = runner(Everything(lambda env, col, coord: coord.commit()))
         run.process(envelope(1))
         assert run.next_operation(has_message=True) is Operation.COMMIT
-        run.flush()
         run.committed()
         assert run.next_operation(has_message=True) is Operation.PROCESS
 
@@ -492,10 +491,9 @@ class TestLifeCycle:
         run = runner(Everything(lambda env, col, coord: col.send(OutgoingMessageEnvelope(OUT, 1))), window_seconds=1)
         run.process(envelope(1))
         run.window()
-        run.flush()
         run.committed()
         assert dict(run.counts) == {
-            "process-calls": 1, "send-calls": 1, "window-calls": 1, "flush-calls": 1, "commit-calls": 1,
+            "process-calls": 1, "send-calls": 1, "window-calls": 1, "commit-calls": 1,
         }  # fmt: skip
 
 
