@@ -14,8 +14,9 @@ happened since; else they are built anew from its positions.
 
 Locks. There is one, `KinesisSystemConsumer._lock`; it protects everything that is reachable from the consumer:
 groups, readers and their pollers, the heap of due readers, byte counts, clients. No call to Kinesis and no unpacking
-is made under it. A reader is used outside the lock only by the one fetch thread that marked it `in_flight`
-(the call itself) or by the one attachment that marked it `handed_over` (unpacking its buffer's head).
+is made under it. (`_connecting`, taken before it, lets one thread at a time open a client, which takes a while.) A
+reader is used outside the lock only by the one fetch thread that marked it `in_flight` (the call itself) or by the one
+attachment that marked it `handed_over` (unpacking its buffer's head).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from samza_kinesis_io.clock import Clock, SystemClock
 from samza_kinesis_io.errors import KinesisIOError, StaleAttachment
 from samza_kinesis_io.limits import ARRIVAL_SLACK_SECONDS, MAX_BYTES_PER_GET, MAX_RECORDS_PER_GET, MIB
 from samza_kinesis_io.polling import Call, Fetched, Lost, ReadLimits, ShardPacer, ShardPoller
-from samza_kinesis_io.positions import Position, StopKind, StopPosition
+from samza_kinesis_io.positions import Position, StopKind, StopPosition, arrival_seconds_of
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.restriction import ShardFrontier, ShardKey, ShardState
 from samza_kinesis_io.shards import ChildShard, age_key
@@ -50,6 +51,8 @@ _log = logging.getLogger(__name__)
 
 #: Buffers that nobody asked for in this time are dropped: the restriction went to another worker.
 IDLE_SECONDS: Final = 60.0
+#: How many readers that wait for memory try again when some is freed; all of them would be a herd.
+_UNBLOCKED_AT_ONCE: Final = 8
 #: How often the fetch threads look for such buffers.
 _SWEEP_SECONDS: Final = 10.0
 _FIRST_ANSWER_BYTES: Final = 256 * 1024
@@ -128,6 +131,7 @@ class _Reader:
         "queued_evidence",
         "blocked",
         "answer_bytes",
+        "reserved_bytes",
     )
 
     def __init__(self, state: ShardState, stream: StreamId, group: _Group, poller: ShardPoller) -> None:
@@ -149,7 +153,8 @@ class _Reader:
         self.queued_data = False
         self.queued_evidence = False
         self.blocked = False
-        self.answer_bytes = _FIRST_ANSWER_BYTES
+        self.answer_bytes = _FIRST_ANSWER_BYTES  # what the next answer is expected to hold
+        self.reserved_bytes = 0
 
     @property
     def has_data(self) -> bool:
@@ -198,10 +203,18 @@ class Attachment:
     def poll(self, max_records: int) -> Batch | None:
         """Return the next batch of some shard, of at most `max_records` records; None: nothing is there now.
 
-        Never blocks. Shards take turns. The batch must be committed or pushed back before the next call.
+        Never blocks. Shards take turns; those that have only proved to be idle are left to `take_evidence`. The batch
+        must be committed or pushed back before the next call.
         Raises what ended the reading of a shard, after everything before it has been handed out.
         """
         return self._consumer._poll(self._group, self._epoch, max_records)
+
+    def take_evidence(self) -> list[Batch]:
+        """Return what idle shards have proved since the last call: batches without records, one per shard.
+
+        They need no commit: evidence moves no position.
+        """
+        return self._consumer._take_evidence(self._group, self._epoch)
 
     def commit(self, batch: Batch | None, frontier: ShardFrontier) -> None:
         """The batch was claimed and emitted, and `frontier` is what is left.
@@ -268,6 +281,7 @@ class KinesisSystemConsumer:
         self._max_threads = max_threads
         self._rng = random.Random(seed)
         self._lock = threading.Lock()
+        self._connecting = threading.Lock()
         self._data = threading.Condition(self._lock)
         self._leader_wakes = threading.Condition(self._lock)
         self._follower_wakes = threading.Condition(self._lock)
@@ -276,7 +290,7 @@ class KinesisSystemConsumer:
         self._pacers: dict[tuple[ClientFactory, StreamId, str], ShardPacer] = {}
         self._due: list[tuple[float, int, _Reader]] = []
         self._tickets = itertools.count()
-        self._blocked: list[_Reader] = []
+        self._blocked: deque[_Reader] = deque()
         self._bytes = 0
         self._reserved = 0
         self._resume_at: dict[str, float] = {}
@@ -357,17 +371,14 @@ class KinesisSystemConsumer:
                 self._check(group, epoch)
                 if group.held:
                     self._release_held(group)
-                if group.ready:
-                    reader = group.ready.popleft()
-                    reader.queued_data = False
-                    group.gave_way = False
-                elif group.idle:
-                    reader = group.idle.popleft()
-                    reader.queued_evidence = False
-                else:
+                if not group.ready:
+                    self._starve(group)
                     return None
-                if reader.closed or reader.handed_over or not (reader.buffer or reader.has_data):
+                reader = group.ready.popleft()
+                reader.queued_data = False
+                if reader.closed or reader.handed_over or not reader.has_data:
                     continue
+                group.gave_way = False
                 reader.handed_over = True
                 if reader.returned is not None:
                     batch, reader.returned = reader.returned, None
@@ -379,13 +390,47 @@ class KinesisSystemConsumer:
                 group.counts.update(cut.counts)
                 if cut.error is not None:
                     raise cut.error
-                if not cut.batch.records and cut.batch.children is None and cut.batch.lost is None:
-                    # Evidence alone moves no position, so nothing is invalid meanwhile.
+                batch = cut.batch
+                if not batch.records and batch.children is None and batch.lost is None:
+                    # Only evidence was left of it (its records lay before the start, or behind the stop).
                     reader.handed_over = False
+                    if batch.read_until_micros is not None:
+                        proof = Fetched(read_until_micros=batch.read_until_micros, was_empty=batch.was_empty)
+                        reader.buffer.appendleft(proof)
                     self._queue(reader)
-                    if cut.batch.read_until_micros is None:
-                        continue
-            return cut.batch
+                    continue
+            return batch
+
+    def _take_evidence(self, group: _Group, epoch: int) -> list[Batch]:
+        with self._lock:
+            self._check(group, epoch)
+            found: list[Batch] = []
+            while group.idle:
+                reader = group.idle.popleft()
+                reader.queued_evidence = False
+                # What lies behind records must wait for them.
+                if reader.closed or reader.handed_over or reader.returned or reader.unpacked:
+                    continue
+                while reader.buffer and _is_evidence(reader.buffer[0]):
+                    proof = reader.buffer.popleft()
+                    if proof.read_until_micros is not None:
+                        batch = Batch(reader.key, [], None, proof.read_until_micros, proof.was_empty)
+                        batch.millis_behind_latest = proof.millis_behind_latest
+                        if group.config.stop is not None:
+                            _apply_stop(batch, group.config.stop, None)
+                        if batch.children is not None:
+                            # The stop is reached: that moves the frontier, so it is handed over like data.
+                            reader.returned = batch
+                            self._queue(reader)
+                            break
+                        found.append(batch)
+            return found
+
+    def _starve(self, group: _Group) -> None:
+        """The restriction has nothing; until something comes it may fetch beyond the byte limit."""
+        if not group.starving:
+            group.starving = True
+            self._unblock(len(self._blocked))
 
     def _commit(self, group: _Group, epoch: int, batch: Batch | None, frontier: ShardFrontier) -> None:
         with self._lock:
@@ -421,33 +466,30 @@ class KinesisSystemConsumer:
             self._check(group, epoch)
             uid = group.key[0]
             arrivals = self._arrivals[uid]
-            group.starving = True
-            self._unblock()
-            try:
-                while not group.ready:
-                    if group.held:
-                        self._release_held(group)
-                    over = False
-                    if self._max_threads == 0:
-                        over = not self._fetch_inline(deadline)
-                    elif (left := deadline - self._clock.monotonic_seconds()) > 0:
-                        self._clock.wait(self._data, left)
-                    self._check(group, epoch)
-                    if group.ready:
-                        break
-                    if self._arrivals[uid] != arrivals and not group.gave_way and self._sharers_locked(group) > 1:
-                        group.gave_way = True
-                        return False
-                    if over or self._clock.monotonic_seconds() >= deadline:
-                        return False
-                return True
-            finally:
-                group.starving = False
+            while not group.ready:
+                self._starve(group)
+                if group.held:
+                    self._release_held(group)
+                over = False
+                if self._max_threads == 0:
+                    over = not self._fetch_inline(deadline)
+                elif (left := deadline - self._clock.monotonic_seconds()) > 0:
+                    self._clock.wait(self._data, left)
+                self._check(group, epoch)
+                if group.ready:
+                    break
+                if self._arrivals[uid] != arrivals and not group.gave_way and self._sharers_locked(group) > 1:
+                    group.gave_way = True
+                    return False
+                if over or self._clock.monotonic_seconds() >= deadline:
+                    return False
+            return True
 
     def _take_counts(self, group: _Group) -> Counter[str]:
         with self._lock:
             for reader in group.readers.values():
-                self._collect_counts(reader)
+                if not reader.in_flight:
+                    self._collect_counts(reader)
             counts, group.counts = group.counts, Counter()
             return counts
 
@@ -533,7 +575,8 @@ class KinesisSystemConsumer:
         self._schedule(reader)
 
     def _close_reader(self, reader: _Reader) -> None:
-        self._collect_counts(reader)
+        if not reader.in_flight:  # else its fetch thread is counting; `_fetched` collects
+            self._collect_counts(reader)
         reader.closed = True
         reader.group.readers.pop(reader.key, None)
         # The buffer is left alone: a revoked attachment may be unpacking its head just now.
@@ -569,6 +612,7 @@ class KinesisSystemConsumer:
         if reader.closed or reader.handed_over:
             return
         if reader.has_data:
+            reader.group.starving = False
             if not reader.queued_data:
                 reader.queued_data = True
                 if first:
@@ -594,24 +638,32 @@ class KinesisSystemConsumer:
 
     def _may_fetch(self, reader: _Reader) -> bool:
         config = reader.group.config
+        if reader.poller.call is not Call.GET_RECORDS:
+            return True
         if reader.buffered_bytes >= config.prefetch_bytes_per_shard:
             return False
-        if self._bytes + self._reserved + reader.answer_bytes <= config.prefetch_bytes:
+        expected = min(reader.answer_bytes, config.prefetch_bytes)
+        if self._bytes + self._reserved + expected <= config.prefetch_bytes:
             return True
         # A restriction that waits with empty hands may always fetch, or buffers nobody asks for would starve it.
-        return reader.group.starving and not reader.group.ready and self._reserved == 0
+        return reader.group.starving and self._reserved == 0
 
     def _release_bytes(self, reader: _Reader, size_bytes: int) -> None:
         reader.buffered_bytes -= size_bytes
         self._bytes -= size_bytes
         if size_bytes:
-            self._unblock()
+            if reader.blocked:
+                reader.blocked = False  # its entry among the blocked is skipped when its turn comes
+                self._schedule(reader)
+            self._unblock(_UNBLOCKED_AT_ONCE)
 
-    def _unblock(self) -> None:
-        blocked, self._blocked = self._blocked, []
-        for reader in blocked:
-            reader.blocked = False
-            self._schedule(reader)
+    def _unblock(self, count: int) -> None:
+        """Let `count` readers that waited for memory try again, the one that waited longest first."""
+        for _ in range(min(count, len(self._blocked))):
+            reader = self._blocked.popleft()
+            if reader.blocked:
+                reader.blocked = False
+                self._schedule(reader)
 
     # Fetching.
 
@@ -621,7 +673,10 @@ class KinesisSystemConsumer:
         due = reader.poller.due_seconds
         heapq.heappush(self._due, (due, next(self._tickets), reader))
         self._ensure_threads()
-        if self._leader_until is not None and due < self._leader_until:
+        if self._leader_until is None:
+            if self._followers:
+                self._follower_wakes.notify()
+        elif due < self._leader_until:
             self._leader_wakes.notify()
 
     def _next_due(self) -> float | None:
@@ -644,16 +699,21 @@ class KinesisSystemConsumer:
         """Take the first reader, after `_next_due` said that it is due."""
         reader = heapq.heappop(self._due)[2]
         reader.in_flight = True
+        reader.reserved_bytes = reader.answer_bytes if reader.poller.call is Call.GET_RECORDS else 0
+        self._reserved += reader.reserved_bytes
         reader.poller.on_call(self._clock.monotonic_seconds())
-        self._reserved += reader.answer_bytes
         return reader
 
     def _client(self, factory: ClientFactory, stream: StreamId) -> KinesisClient:
         key = (factory, stream.region)
-        client = self._clients.get(key)
-        if client is None:
-            client = self._clients[key] = factory.connect(stream)
-        return client
+        with self._connecting:
+            with self._lock:
+                client = self._clients.get(key)
+            if client is None:
+                client = factory.connect(stream)
+                with self._lock:
+                    self._clients[key] = client
+            return client
 
     def _fetch(self, reader: _Reader) -> Fetched | None:
         """Make one call and tell the poller. Called without the lock, by whoever marked the reader in flight."""
@@ -670,8 +730,7 @@ class KinesisSystemConsumer:
 
     def _call(self, reader: _Reader) -> Fetched | None:
         poller, stream, clock = reader.poller, reader.stream, self._clock
-        with self._lock:
-            client = self._client(reader.group.config.factory, stream)
+        client = self._client(reader.group.config.factory, stream)
         call = poller.call
         if call is Call.GET_RECORDS:
             answer = client.get_records(stream, poller.iterator, poller.limit)
@@ -688,9 +747,11 @@ class KinesisSystemConsumer:
     def _fetched(self, reader: _Reader, fetched: Fetched | None) -> None:
         """Take in what `_fetch` brought. Called with the lock."""
         reader.in_flight = False
-        self._reserved -= reader.answer_bytes
+        self._reserved -= reader.reserved_bytes
+        reader.reserved_bytes = 0
         if reader.closed:
-            self._unblock()
+            self._collect_counts(reader)
+            self._unblock(_UNBLOCKED_AT_ONCE)
             return
         if fetched is not None:
             if fetched.size_bytes:
@@ -710,7 +771,7 @@ class KinesisSystemConsumer:
                 self._data.notify_all()
         self._schedule(reader)
         if self._blocked and self._reserved == 0:
-            self._unblock()
+            self._unblock(_UNBLOCKED_AT_ONCE)
 
     def _fetch_inline(self, deadline: float) -> bool:
         """Make the next call that falls due until `deadline`; False: none does, and the time has passed.
@@ -808,6 +869,8 @@ def _cut(reader: _Reader, config: SourceConfig, max_records: int) -> _Cut:
     out: list[KinesisRecord] = []
     while reader.unpacked and len(out) < max_records:
         out.append(reader.unpacked.popleft())
+    while len(reader.buffer) > 1 and _is_evidence(reader.buffer[0]):
+        reader.buffer.popleft()  # what comes behind it proves more
     head = reader.buffer[0]
     if head.error is not None:
         return _Cut(Batch(reader.key, [], None), 0, counts, head.error)
@@ -817,6 +880,7 @@ def _cut(reader: _Reader, config: SourceConfig, max_records: int) -> _Cut:
         reader.unpacked.extend(out[max_records:])
         del out[max_records:]
     batch = Batch(reader.key, out, None)
+    consumed = reader.head_index
     freed = 0
     if reader.head_index >= len(head.records) and not reader.unpacked:
         reader.buffer.popleft()
@@ -828,7 +892,8 @@ def _cut(reader: _Reader, config: SourceConfig, max_records: int) -> _Cut:
         batch.children = head.children
         batch.lost = head.lost
     if config.stop is not None:
-        _apply_stop(batch, config.stop, whole=not reader.unpacked)
+        raw = int(head.records[consumed - 1].sequence_number) if consumed else None
+        _apply_stop(batch, config.stop, raw, whole=not reader.unpacked)
     if batch.records:
         last = batch.records[-1]
         batch.position = Position.after(int(last.sequence_number), last.sub_sequence_number)
@@ -879,15 +944,18 @@ def _unpack(
         out.extend(users)
 
 
-def _apply_stop(batch: Batch, stop: StopPosition, *, whole: bool) -> None:
+def _apply_stop(batch: Batch, stop: StopPosition, consumed: int | None, *, whole: bool = True) -> None:
     """Cut the batch where the bounded read ends, and end the shard there.
 
     Timestamp t: records that arrived before t are kept. Arrival times are not strictly increasing, so the shard
     ends only at a record that arrived `ARRIVAL_SLACK_SECONDS` after t, or when the service has delivered
-    everything up to then. Sequence number: included; the shard ends there, or at its own end.
+    everything up to then. Sequence number: included; the shard ends there, or at its own end, or where the service
+    has delivered everything up to the time the number was made (its record may be trimmed, or before the start).
 
     Args:
-        whole: The batch does not end inside an aggregate.
+        consumed: The sequence number of the last record, as the service sent it, that went into the batch or was
+            left out of it.
+        whole: That record does not go on in the next batch.
     """
     if stop.kind is StopKind.AT_TIMESTAMP:
         assert stop.timestamp is not None
@@ -906,8 +974,14 @@ def _apply_stop(batch: Batch, stop: StopPosition, *, whole: bool) -> None:
         return
     kept = [r for r in batch.records if end.excludes(int(r.sequence_number), r.sub_sequence_number)]
     reached = len(kept) < len(batch.records)
-    if kept and not reached and int(kept[-1].sequence_number) == end.sequence_number:
-        reached = kept[-1].sub_sequence_number == end.sub_sequence_number or whole
+    if consumed is not None:
+        reached = reached or consumed > end.sequence_number or (consumed == end.sequence_number and whole)
+        if kept and int(kept[-1].sequence_number) == end.sequence_number:
+            reached = reached or kept[-1].sub_sequence_number == end.sub_sequence_number
+    made = arrival_seconds_of(end.sequence_number)
+    if made is not None and batch.read_until_micros is not None:
+        # Numbers tell whole seconds.
+        reached = reached or batch.read_until_micros >= (made + 1) * 1_000_000 + _SLACK_MICROS
     batch.records = kept
     if reached or batch.children is not None:
         batch.children = ()  # children are not followed

@@ -51,9 +51,15 @@ from samza_kinesis_io.shards import ChildShard, HashKeyRange, Shard, children_of
 MIN_RETENTION_SECONDS = 24 * 3600.0
 #: How often a shard end is asked again before ListShards decides.
 MAX_UNBELIEVABLE_ENDS = 3
-#: After how many empty answers whose lag does not fall an iterator is renewed; after as many more they count
-#: as caught up.
-STUCK_LAG_ANSWERS = 3
+#: After how many empty answers whose lag does not fall an iterator is renewed.
+STUCK_LAG_ANSWERS = 4
+#: How many fresh iterators, and how long, it takes until such a lag counts as none. A lag that grows with the clock may
+#: be that of a record which the service will yet deliver, so it takes longer.
+STUCK_LAG_ITERATORS = 3
+STUCK_LAG_SECONDS = 60.0
+GROWING_LAG_SECONDS = 600.0
+#: For how long a stream's retention is known once asked.
+RETENTION_KNOWN_SECONDS = 600.0
 #: How often an answer that makes no sense (a listed shard "not found", a hole in the list) is asked again.
 MAX_CONTRADICTIONS = 5
 
@@ -198,8 +204,13 @@ class ShardPoller:
         self._missing = False
         self._lowest_lag: int | None = None
         self._unfallen_lags = 0
-        self._lag_renewed = False
+        self._unfallen_since = now_monotonic
+        self._fresh_iterators = 0
         self._renew_iterator = False
+        self._retention_seconds: float | None = None
+        self._retention_asked = now_monotonic
+        # A read that begins at the horizon races with it, and has lost nothing that it was promised.
+        self._left_horizon = position.is_sequence or read_until_micros is not None
         self._called_at = now_monotonic
         #: As the service said it last.
         self.millis_behind_latest: int | None = None
@@ -249,7 +260,9 @@ class ShardPoller:
     def on_description(self, description: StreamDescription, now: float, now_epoch: float) -> Fetched | None:
         """Is a very old sequence position still inside the retention, and of this very stream?"""
         self._failures = 0
-        self._state = _State.SEEKING
+        self._state = _State.SEEKING if self._iterator is None else _State.READING
+        self._retention_seconds = description.retention_hours * 3600.0
+        self._retention_asked = now
         time = self._record_seconds
         if time is not None and description.creation_seconds > time + 60:
             return self._fail(
@@ -259,12 +272,8 @@ class ShardPoller:
                     "was deleted and created again. Start a new job, without the old checkpoint."
                 )
             )
-        if self._is_older_than(description.retention_hours * 3600, now_epoch):
-            return self._lose(
-                f"shard {self.shard_id} of stream {description.name} stands at {self._position}, which is older than "
-                f"the stream's retention of {description.retention_hours} h",
-                restart=Position.trim_horizon(),
-            )
+        if self._is_older_than(self._retention_seconds, now_epoch):
+            return self._lose_to_retention()
         return None
 
     def on_iterator(self, iterator: str, now: float) -> None:
@@ -276,6 +285,14 @@ class ShardPoller:
     def on_answer(self, answer: RecordsAnswer, now: float) -> Fetched | None:
         self._pacer.on_bytes(self._called_at, _counted_bytes(answer), self._limits)
         self._failures = self._throttles = 0
+        if self._is_older_than(MIN_RETENTION_SECONDS, answer.server_time_seconds):
+            # Whatever lies behind a position that left the retention may be gone, and the iterator jumped over it.
+            if self._retention_seconds is None or now - self._retention_asked > RETENTION_KNOWN_SECONDS:
+                self._state = _State.CHECKING  # and then asks with this same iterator again
+                self._due = now
+                return None
+            if self._left_horizon and self._is_older_than(self._retention_seconds, answer.server_time_seconds):
+                return self._lose_to_retention()
         self._renewed_after_invalid = False
         if answer.records:
             self._position = Position.after(int(answer.records[-1].sequence_number), WHOLE_RECORD)
@@ -286,7 +303,7 @@ class ShardPoller:
         fetched = Fetched(
             records=answer.records,
             size_bytes=answer.size_bytes,
-            read_until_micros=self._read_until(answer),
+            read_until_micros=self._read_until(answer, now),
             was_empty=not answer.records,
             millis_behind_latest=answer.millis_behind_latest,
         )
@@ -296,10 +313,12 @@ class ShardPoller:
             # Not a believable end (the KCL's rule: no iterator and children, or an iterator and none). Ask again,
             # behind the records just delivered; after a few times the list of shards decides.
             self.counts[metrics.SHARD_END_RETRIES] += 1
-            self._unbelievable_ends += 1
+            self._unbelievable_ends = 1 if answer.records else self._unbelievable_ends + 1
             self._iterator = None
             self._due = now + _TRANSIENT_BACKOFF.wait_seconds(self._unbelievable_ends, self._rng)
-            self._state = _State.LISTING if self._unbelievable_ends >= MAX_UNBELIEVABLE_ENDS else _State.SEEKING
+            # An answer that says it lags behind is not the last one, whatever it says of the shard.
+            most = MAX_UNBELIEVABLE_ENDS * (10 if answer.millis_behind_latest else 1)
+            self._state = _State.LISTING if self._unbelievable_ends >= most else _State.SEEKING
             # What such an answer says of the lag is not to be trusted either.
             fetched.read_until_micros = None
             return fetched if fetched.records else None
@@ -310,10 +329,10 @@ class ShardPoller:
             self._due = self._called_at + self._poll_interval
         else:
             self._iterator = answer.next_shard_iterator
-            more = answer.millis_behind_latest is None or answer.millis_behind_latest > 0
-            idle = not answer.records and (not more or self._is_stuck)
-            caught_up = bool(answer.records) and not more
-            self._due = self._called_at + self._poll_interval if idle or caught_up else now
+            more = bool(answer.millis_behind_latest) or (answer.millis_behind_latest is None and bool(answer.records))
+            # A lag that does not fall promises nothing, so the shard is asked at the usual interval.
+            at_once = more and self._unfallen_lags < STUCK_LAG_ANSWERS and self._fresh_iterators == 0
+            self._due = now if at_once else self._called_at + self._poll_interval
         self._renew_iterator = False
         return fetched
 
@@ -414,14 +433,19 @@ class ShardPoller:
     def _record_seconds(self) -> float | None:
         return arrival_seconds_of(self._position.sequence_number) if self._position.is_sequence else None
 
+    def _lose_to_retention(self) -> Fetched:
+        hours = (self._retention_seconds or 0) / 3600
+        return self._lose(
+            f"shard {self.shard_id} stands at {self._position}, older than the stream's retention of {hours:g} h",
+            restart=Position.trim_horizon(),
+        )
+
     def _is_older_than(self, seconds: float, now_epoch: float) -> bool:
-        """Whether a sequence position may have left a retention of `seconds`.
+        """Whether the position may have left a retention of `seconds`.
 
         Both its record and the time up to which the shard was read must be that old: a quiet shard that was
-        read to its tip has lost nothing, however old its last record is.
+        read to its tip has lost nothing, however old its last record is; nor has a start that was never read from.
         """
-        if not self._position.is_sequence:
-            return False
         read_until = self._read_until_micros
         known = [t for t in (self._record_seconds, None if read_until is None else read_until / 1e6) if t is not None]
         return bool(known) and max(known) < now_epoch - seconds
@@ -470,39 +494,35 @@ class ShardPoller:
 
     # The lag: how far MillisBehindLatest can be believed.
 
-    @property
-    def _is_stuck(self) -> bool:
-        return self._lag_renewed and self._unfallen_lags > STUCK_LAG_ANSWERS
-
-    def _read_until(self, answer: RecordsAnswer) -> int | None:
+    def _read_until(self, answer: RecordsAnswer, now: float) -> int | None:
         """Return the time before which everything has been delivered, in µs; None if the answer does not say.
 
-        Kinesis sometimes reports a lag on an idle stream for ever. A lag that does not fall over several empty
-        answers, and again over several with a fresh iterator, counts as none.
+        Kinesis sometimes reports a lag on an idle stream for ever. A lag that does not fall for a minute, over several
+        fresh iterators, counts as none; one that grows with the clock only after ten minutes.
         """
         lag = answer.millis_behind_latest
         if lag is None:
             return None
-        if answer.records or lag == 0 or (self._lowest_lag is not None and lag < self._lowest_lag):
-            self._unfallen_lags = 0
-            self._lag_renewed = False
+        if answer.records or lag == 0 or self._lowest_lag is None or lag < self._lowest_lag:
+            self._unfallen_lags = self._fresh_iterators = 0
+            self._unfallen_since = now
             self._lowest_lag = None if answer.records or lag == 0 else lag
         else:
-            self._lowest_lag = lag if self._lowest_lag is None else self._lowest_lag
             self._unfallen_lags += 1
-            if self._is_stuck:
+            elapsed = now - self._unfallen_since
+            grows = lag - self._lowest_lag > elapsed * 500
+            if self._fresh_iterators >= STUCK_LAG_ITERATORS and elapsed >= (
+                GROWING_LAG_SECONDS if grows else STUCK_LAG_SECONDS
+            ):
                 self.counts[metrics.STUCK_LAGS] += 1
                 lag = 0
-            elif self._unfallen_lags > STUCK_LAG_ANSWERS:
-                self._lag_renewed = True
+            elif self._unfallen_lags >= STUCK_LAG_ANSWERS:
                 self._unfallen_lags = 0
-                self._lowest_lag = None
+                self._fresh_iterators += 1
                 self._renew_iterator = True
         until = round((answer.server_time_seconds * 1000 - lag) * 1000)
         self._read_until_micros = until if self._read_until_micros is None else max(until, self._read_until_micros)
+        retention = self._retention_seconds or MIN_RETENTION_SECONDS
+        if not self._is_older_than(retention - 300, answer.server_time_seconds):
+            self._left_horizon = True
         return until
-
-
-def fatal_at_start(error: Exception) -> bool:
-    """Return whether planning must fail at once instead of trying again."""
-    return not (isinstance(error, KinesisIOError) and error.retryable)

@@ -230,6 +230,7 @@ def after_loss(
     lost: ShardState,
     listed: Sequence[Shard],
     held: Iterable[ShardState],
+    starts: Mapping[str, Position],
     start: Position,
     *,
     is_only_restriction: bool,
@@ -255,7 +256,10 @@ def after_loss(
                 "beyond it, so that another restriction may be reading it. Read with restrictions=1 to go on."
             )
     return tuple(
-        ShardState(lost.stream, s.shard_id, s.hash_key_range, start, None, lost.watermark_micros) for s in successors
+        ShardState(
+            lost.stream, s.shard_id, s.hash_key_range, starts.get(s.shard_id, start), None, lost.watermark_micros
+        )
+        for s in successors
     )
 
 

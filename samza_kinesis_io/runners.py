@@ -13,7 +13,8 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from samza_kinesis_io.errors import ConfigurationError
 
 _IN_PROCESS = frozenset({"DirectRunner", "SwitchingDirectRunner", "FnApiRunner", "BundleBasedDirectRunner"})
-_PARALLEL = frozenset({"FlinkRunner", "DataflowRunner", "DataflowRunnerV2"})
+# Spark takes bounded reads only; their restrictions are spread by the Reshuffle before them.
+_PARALLEL = frozenset({"FlinkRunner", "DataflowRunner", "DataflowRunnerV2", "SparkRunner"})
 _DEFAULT_PARALLELISM = 4
 
 

@@ -367,8 +367,10 @@ class _ReadingLoop(beam.DoFn):
             if tracker.try_claim(Claim(())):
                 raise
         finally:
-            self._report(attachment)
-            attachment.detach()
+            try:
+                self._report(attachment)
+            finally:
+                attachment.detach()
 
     def _loop(
         self, element: ShardGroup, tracker: Any, estimator: ManualWatermarkEstimator, attachment: Attachment
@@ -380,36 +382,41 @@ class _ReadingLoop(beam.DoFn):
         progressed = False
         evidence: dict[ShardKey, Advance] = {}
         while True:
-            batch = attachment.poll(self._batch_records(records_left, budget_seconds))
             frontier = tracker.current_restriction()
+            for proof in attachment.take_evidence():
+                self._observe_lag(proof)
+                bound = self._proved(proof, frontier)
+                evidence[proof.key] = Advance(proof.key, None, bound, proof.read_until_micros)
+            batch = attachment.poll(self._batch_records(records_left, budget_seconds))
             if batch is None:
                 if not self._claim_evidence(evidence, tracker, estimator, attachment):
                     return
-                if not progressed and self._stop_is_past():
+                if not progressed and self._stop_is_past() and element.group_count == 1:
                     # What is left comes at once, and deferring without progress costs a bundle on Spark, which skips
-                    # the delay.
+                    # the delay. (With other restrictions it might wait here for what one of them must read first.)
                     attachment.wait(max(budget_seconds, plan.source.poll_interval_seconds))
                     deadline = clock.monotonic_seconds() + budget_seconds
                     continue
                 shared_consumer(clock).set_resume_at(element.uid, clock.monotonic_seconds() + plan.defer_seconds)
                 tracker.defer_remainder(Duration(micros=round(plan.defer_seconds * 1e6)))
                 return
+            state = next((s for s in frontier.shards if s.key == batch.key), None)
+            if state is None:  # the runner has split: everything is the residual's
+                attachment.push_back(batch)
+                return
             self._observe_lag(batch)
-            bound = self._proved(batch, frontier)
-            if not batch.records and batch.children is None and batch.lost is None:
-                evidence[batch.key] = Advance(batch.key, None, bound, batch.read_until_micros)
-                continue
-            claim, assigned = self._claim(element, batch, frontier, bound, evidence)
+            claim, assigned = self._claim(element, batch, state, frontier, evidence)
             if not tracker.try_claim(claim):
                 attachment.push_back(batch)
                 return
             evidence.clear()
+            # What the claim left; the runner may split during the yield, and the buffers must fit its residual then.
+            frontier = tracker.current_restriction()
             began = clock.monotonic_seconds()
             if batch.records:
                 yield TimestampedValue(RecordBatch(batch.records, assigned), Timestamp(micros=min(assigned)))
                 self._observe_downstream(len(batch.records), clock.monotonic_seconds() - began)
                 self._count_records(batch)
-            frontier = tracker.current_restriction()
             attachment.commit(batch, frontier)
             _advance(estimator, frontier.watermark_micros)
             if frontier.is_done:
@@ -458,11 +465,12 @@ class _ReadingLoop(beam.DoFn):
         self,
         element: ShardGroup,
         batch: Batch,
+        state: ShardState,
         frontier: ShardFrontier,
-        bound: int,
         evidence: dict[ShardKey, Advance],
     ) -> tuple[Claim, list[int]]:
-        """Return the claim that stands for a batch, and its records' timestamps."""
+        """Return the claim that stands for a batch of the shard `state`, and its records' timestamps."""
+        bound = self._proved(batch, frontier)
         timestamps: list[int] = []
         event_lag: int | None = None
         if batch.records:
@@ -473,7 +481,6 @@ class _ReadingLoop(beam.DoFn):
         advances = (*evidence.values(), advance)
         if batch.children is None and batch.lost is None:
             return Claim(advances, event_lag_micros=event_lag), timestamps
-        state = next(s for s in frontier.shards if s.key == batch.key)
         state = replace(state, watermark_micros=max(state.watermark_micros, bound))
         successors = self._successors(element, state, batch, frontier)
         return Claim(advances, batch.key, successors, event_lag), timestamps
@@ -514,12 +521,15 @@ class _ReadingLoop(beam.DoFn):
             skipped = self._clock.now_seconds() * 1000 - lost.from_micros / 1000
             Metrics.distribution(metrics.NAMESPACE, metrics.SKIPPED_MILLIS).update(max(0, round(skipped)))
         _log.error("ReadFromKinesis skips records: %s (on_data_loss=CONTINUE)", lost.reason)
+        if self._plan.stop is not None and self._plan.stop.sequence_positions and lost.restart is None:
+            return ()  # the stop's shards are all there is to read
         if lost.restart is not None:
             return (replace(state, position=lost.restart, read_until_micros=None),)
         return after_loss(
             state,
             lost.listed,
             frontier.shards,
+            self._plan.start.named_positions(),
             self._plan.start.position(),
             is_only_restriction=element.group_count == 1,
         )

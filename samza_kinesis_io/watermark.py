@@ -102,6 +102,8 @@ class EventTimeWatermark:
     An idle shard says only that nothing *arrived*. What that means for event times depends on how far events lag
     behind their arrival: the largest lag seen so far in the restriction, or `idle_lag_seconds` where it is given.
     Before the first record, and without `idle_lag_seconds`, an idle shard holds the watermark: nothing is known.
+    And one record dated 1970 tells of events that may come half a century late: where such records are errors and
+    not history, give `idle_lag_seconds`, or let `timestamp_fn` correct them.
 
     Args:
         timestamp_fn: From a record to a Beam Timestamp, or a datetime with a time zone. If it raises, the

@@ -272,7 +272,8 @@ class FakeStream:
         self.last_created_seconds = sequence_epoch_seconds
         self._shards: dict[str, FakeShard] = {}
         self._next_index = 0
-        self._oldest_seconds = created_seconds
+        # Arrival times are whole milliseconds and may be rounded to before the creation.
+        self._oldest_seconds = created_seconds - 0.001
         self._open: list[FakeShard] = []
         self._open_starts: list[int] = []
 
