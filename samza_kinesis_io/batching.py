@@ -58,7 +58,8 @@ SHARD_MAP_REFRESH_SECONDS: Final = 10.0
 #: A throttled shard that took some of the records is tried with at least this many: how many of its records were in
 #: that request was chance.
 FIRST_WINDOW_RECORDS: Final = 32
-#: Throttled shards are tried again at multiples of this.
+#: Throttled shards are tried at multiples of this. Short enough for a window of 20 records to use up the 1,000 records
+#: per second that a shard takes.
 LANE_TICK_SECONDS: Final = 0.02
 
 #: An aggregate's size at most: the KPL's own default. Much more would make throttles coarse.
@@ -283,6 +284,10 @@ class Lane:
         self.in_flight = False
         self.queue: deque[PendingRecord] = deque()
 
+    def pause(self, until: float) -> None:
+        """Wait, to the next tick at least: so the lanes of many shards come due together and share a request."""
+        self.paused_until = math.ceil(until / LANE_TICK_SECONDS) * LANE_TICK_SECONDS
+
     def merge(self, records: Iterable[PendingRecord]) -> None:
         self.queue = deque(sorted((*records, *self.queue), key=_by_serial))
 
@@ -472,6 +477,7 @@ class Outbox:
             if lane.shard_id not in throttled:
                 lane.failures = 0
                 lane.window = min(lane.window * 2, MAX_RECORDS_PER_PUT)
+                lane.pause(now)
         self._expire(request, now)
 
     def refused(self, request: Sequence[PendingRecord], error: BaseException, now: float) -> None:
@@ -649,9 +655,7 @@ class Outbox:
             # A shard's allowance is refilled by the second, so the wait starts at a good part of one; of that the part
             # which was too much: a shard that refused one record of a hundred is hardly over its limit.
             wait = self._backoff.wait_seconds(lane.failures + 2, self._rng)
-            due = now + wait * max(0.1, len(records) / (len(records) + taken))
-            # On a common grid, so that the lanes of many shards share requests.
-            lane.paused_until = math.ceil(due / LANE_TICK_SECONDS) * LANE_TICK_SECONDS
+            lane.pause(now + wait * max(0.1, len(records) / (len(records) + taken)))
         for record in records:
             record.state = HELD
             record.lane = None

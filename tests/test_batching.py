@@ -330,9 +330,11 @@ class TestThrottledShards:
         assert data_of(probe) == [b"low 0"], "nothing got through: one record finds out whether the shard is free"
         assert post.take() is None
         post.answer(probe)
+        post.pass_time()
         probe = post.must_take()
-        assert data_of(probe) == [b"low 1", b"low 2"], "twice as many, at once"
+        assert data_of(probe) == [b"low 1", b"low 2"], "twice as many"
         post.answer(probe)
+        post.pass_time()
         assert len(post.must_take()) == 4
 
     def test_a_throttle_halves_the_window(self, post: Post) -> None:
@@ -343,6 +345,7 @@ class TestThrottledShards:
             probe = post.must_take()
             assert len(probe) == size
             post.answer(probe)
+            post.pass_time()
         probe = post.must_take()
         assert len(probe) == 8
         post.answer(probe, {r.entry.data: THROTTLE for r in probe})
@@ -356,6 +359,7 @@ class TestThrottledShards:
         post.pass_time()
         for _ in range(2):
             post.answer(post.must_take())
+            post.now += LANE_TICK_SECONDS
         for i in range(100):
             post.add(bundle, b"fresh %d" % i, hash_key=0)
         assert len(post.must_take()) == 100
@@ -425,6 +429,24 @@ class TestThrottledShards:
         due = post.outbox.due()
         assert due is not None
         assert due - post.now <= 0.1
+
+    def test_throttled_shards_share_requests(self, post: Post) -> None:
+        """Their waits differ by chance, but they come due together."""
+        bundle = post.source()
+        shards = [Shard(str(i), HashKeyRange(i * 1000, i * 1000 + 999)) for i in range(100)]
+        post.outbox.learn(ShardMap.of(shards), post.now)
+        for i in range(400):
+            post.add(bundle, b"%d" % i, hash_key=i % 100 * 1000)
+        post.flush(bundle)
+        post.answer(post.must_take(), {b"%d" % i: THROTTLE for i in range(100)})
+        requests = 0
+        while bundle.outstanding:
+            post.pass_time()
+            request = post.take()
+            if request is not None:
+                requests += 1
+                post.answer(request, shard="whatever")
+        assert requests <= 10
 
 
 class TestRefusedRequests:
