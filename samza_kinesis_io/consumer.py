@@ -366,11 +366,15 @@ class KinesisSystemConsumer:
             )
 
     def _poll(self, group: _Group, epoch: int, max_records: int) -> Batch | None:
+        fetched = False
         while True:
             with self._lock:
                 self._check(group, epoch)
                 if group.held:
                     self._release_held(group)
+                if self._max_threads == 0 and not fetched:
+                    fetched = True  # what a thread would do meanwhile
+                    self._fetch_inline(self._clock.monotonic_seconds())
                 if not group.ready:
                     self._starve(group)
                     return None

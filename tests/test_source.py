@@ -158,6 +158,7 @@ def test_merge_parents_in_two_restrictions_are_both_read_before_the_child() -> N
     stream = Stream(shards=2)
     runner = stream.read(restrictions=2, bundle_records=5)
     assert len(runner.elements) == 2
+    runner.bundle(1)  # from here on this process reads both
     stream.put(40)
     first, second = stream.open_shards
     child = stream.fake.merge("flights", first, second)
@@ -209,10 +210,11 @@ def test_a_split_by_the_runner_loses_and_repeats_nothing(after_batches: int) -> 
 def test_an_attempt_that_outlived_its_cancellation_fails_and_disturbs_nobody() -> None:
     stream = Stream(shards=1)
     stream.put(60)
-    runner = stream.read(max_records_per_get=10)
-    runner.bundle()
+    runner = stream.read(max_records_per_get=10, bundle_records=10)
     zombie = runner.begin()
-    assert runner.step(zombie)
+    while not runner.step(zombie):
+        runner.finish(zombie)
+        zombie = runner.begin()
     runner.bundle()
     with pytest.raises(StaleAttachment):
         list(iter(lambda: runner.step(zombie), False))
@@ -392,6 +394,110 @@ def test_a_silent_stream_advances_its_watermark() -> None:
     runner = stream.read()
     runner.run(idle_rounds=100)
     assert stream.clock.now_seconds() - runner.watermark_micros / 1e6 < 4
+
+
+def test_children_that_were_there_before_the_read_are_not_late() -> None:
+    """The last answer of a closed shard says that nothing is left of it: that proves nothing of its children."""
+    stream = Stream()
+    stream.put(10)
+    stream.fake.split("flights", stream.open_shards[0])
+    stream.put(10)
+    stream.clock.advance(6 * 3600)
+    runner = stream.read()
+    runner.run()
+    assert len(runner.books.emitted) == 20
+    assert not [e for e in runner.books.emitted if e.arrived_late]
+
+
+def test_idle_shards_advance_while_another_has_a_backlog() -> None:
+    stream = Stream(shards=2)
+    busy = stream.open_shards[0]
+    stream.put(300, shard_id=busy, seconds_apart=1)
+    runner = stream.read(bundle_records=10)
+    for _ in range(20):
+        runner.bundle()
+    assert 0 < len(runner.books.emitted) < 300
+    newest = max(e.timestamp_micros for e in runner.books.emitted)
+    assert newest - runner.watermark_micros < 30_000_000
+
+
+def test_a_lag_that_grows_with_the_clock_is_believed_for_minutes() -> None:
+    """Eight empty answers, two seconds, once made a bounded read end without its records."""
+    stream = Stream()
+    stream.put(10)
+    stream.fake.faults.empty_answers(times=12)
+    runner = stream.read(stop_at=StopPosition.now())
+    runner.run(idle_rounds=500)
+    assert runner.is_done
+    assert runner.numbers == list(range(10))
+
+
+def test_a_read_that_falls_behind_the_retention_says_so_while_it_reads() -> None:
+    """It asks often enough never to need a new iterator, and the service's iterator jumps over what is trimmed."""
+    stream = Stream()
+    stream.put(400, seconds_apart=120)
+    runner = stream.read(bundle_records=1, max_records_per_get=1)
+
+    def read_slower_than_it_is_written() -> None:
+        for _ in range(4000):
+            runner.bundle()
+            stream.put(1, seconds_apart=240)
+
+    with pytest.raises(DataLoss):
+        read_slower_than_it_is_written()
+    numbers = runner.numbers
+    assert numbers == list(range(len(numbers))), "nothing was skipped before it was said"
+
+
+def test_a_start_restored_after_the_retention_says_so() -> None:
+    """The position is still the start, but the shard had been read up to a time that is gone now."""
+    stream = Stream()
+    runner = stream.read(starting_position=StartingPosition.latest())
+    runner.run(idle_rounds=30)
+    books = runner.books.copy()
+    stream.put(10)
+    stream.clock.advance(30 * 3600)
+    runner.new_process()
+    runner.restore(books)
+    with pytest.raises(DataLoss):
+        runner.run()
+
+
+def test_a_split_before_the_first_claim_leaves_a_shard_end_to_the_residual() -> None:
+    stream = Stream()
+    stream.put(5)
+    runner = stream.read()
+    runner.run(idle_rounds=5)
+    stream.fake.split("flights", stream.open_shards[0])
+    stream.clock.advance(1)
+    runner.bundle()
+    for _ in range(5):
+        runner.split_bundle(after_batches=0)
+    stream.put(5)
+    runner.run()
+    assert sorted(runner.numbers) == list(range(10))
+
+
+def test_a_bounded_read_in_several_restrictions_does_not_wait_for_itself() -> None:
+    """A merge child of one restriction waits for the other's shard, which the same thread must read."""
+    stream = Stream(shards=2)
+    stream.put(100)
+    stream.fake.merge("flights", *stream.open_shards)
+    stream.put(20)
+    runner = stream.read(restrictions=2, stop_at=StopPosition.now(), bundle_records=10)
+    runner.run(rounds=500)
+    assert runner.is_done
+    assert sorted(runner.numbers) == list(range(120))
+
+
+@pytest.mark.parametrize("kilobytes", [10, 700])
+def test_a_byte_limit_below_one_answer_slows_and_does_not_stop(kilobytes: int) -> None:
+    stream = Stream(shards=2)
+    for n in range(20):
+        stream.fake.put("flights", b"%06d" % n + b"x" * 1000 * kilobytes, partition_key=str(n))
+    runner = stream.read(prefetch_bytes=1000, prefetch_bytes_per_shard=1000)
+    runner.run(idle_rounds=200)
+    assert sorted(int(e.record.data[:6]) for e in runner.books.emitted) == list(range(20))
 
 
 def test_errors_hold_the_watermark() -> None:
