@@ -606,7 +606,7 @@ class Boto3KinesisClient:
             millis_behind_latest=wire.MillisBehindLatest,
             child_shards=children,
             server_time_seconds=self._server_time_seconds(answer),
-            size_bytes=sum(len(record.data) for record in wire.Records),
+            size_bytes=sum([len(record.data) for record in wire.Records]),
         )
 
     def put_records(self, stream: StreamId, entries: Sequence[PutEntry]) -> list[PutOutcome]:
