@@ -397,9 +397,13 @@ class Outbox:
     @property
     def is_idle(self) -> bool:
         """Nothing is here and nothing is out: the outbox need not be looked at."""
-        return not (
-            self._ready_count
-            or self.requests_in_flight
+        return not (self._ready_count or self.is_moving)
+
+    @property
+    def is_moving(self) -> bool:
+        """Something is out, or will go out again whatever happens."""
+        return bool(
+            self.requests_in_flight
             or self._delayed
             or self._suspects
             or any(lane.queue for lane in self._lanes.values())

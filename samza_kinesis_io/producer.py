@@ -208,8 +208,10 @@ class KinesisSystemProducer:
                     if waiting is None:
                         waiting = object()
                         self._queueing.append(waiting)
-                    for pressed in self._active.values():
-                        pressed.urge(now)
+                    # What moves will make room, and more of it than a request that leaves half empty now.
+                    if not any(outbox.is_moving for outbox in self._active.values()):
+                        for pressed in self._active.values():
+                            pressed.urge(now)
                     if self._options.request_threads:
                         self._call_worker(now)
                         self._clock.wait(self._room, _LONGEST_WAIT_SECONDS)

@@ -343,6 +343,18 @@ class TestBackPressure:
         assert [len(r) for r in rig.written()] == [6, 50_000, 5]
         assert [len(request) for request in rig.requests()] == [1, 1, 1]
 
+    def test_a_full_bound_does_not_make_requests_small(self) -> None:
+        """While records are on their way, which will make room, what there is waits for them to share a request."""
+        rig = Rig(options=ProducerOptions(request_threads=0, max_in_flight_bytes=10_000, linger_seconds=1))
+        rig.fake.faults.fail_entries(indexes=[0, 1, 2], code="InternalFailure")
+        rig.producer.register("bundle")
+        for i in range(10):
+            rig.send("bundle", b"%d" % i + bytes(1000))
+        assert [[data[:1] for data in request] for request in rig.requests()] == [
+            [b"0", b"1", b"2", b"3", b"4", b"5"],
+            [b"0", b"1", b"2", b"6", b"7", b"8"],
+        ]
+
     def test_a_bound_full_of_abandoned_records_does_not_block(self) -> None:
         rig = Rig(options=ProducerOptions(request_threads=0, max_in_flight_bytes=10_000))
         rig.producer.register("gone")
