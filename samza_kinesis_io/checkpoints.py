@@ -137,7 +137,9 @@ def resume(listed: Sequence[Shard], rows: Mapping[str, ShardCheckpoint], start: 
     """Return where each listed shard starts, from a stream's rows and the source's (pinned) start.
 
     - A row with a position: there. A row behind the shard's end: done. A row of an unknown place: at `start`.
-    - No row, but younger shards with rows hold all of its hash keys: done. (The KCL deletes rows of finished parents.)
+    - No row, but younger shards that were read hold all of its hash keys, and no ancestor is left to read: done. (The
+      KCL deletes the rows of finished parents. A younger shard that only waits proves nothing: the child of a merge
+      has its row as soon as one of its parents ended.)
     - No row, but an ancestor has one: at its beginning. Never at `start`, which for LATEST is the moment this job
       was built: what the shard took between the two jobs would be lost.
     - Nothing of this: at `start`.
@@ -157,13 +159,17 @@ def resume(listed: Sequence[Shard], rows: Mapping[str, ShardCheckpoint], start: 
                 positions[shard.shard_id] = row.position if row.position is not None else start.position()
             continue
         age = age_key(shard.shard_id)
-        younger = [ranges[r] for r in rows if r in ranges and age_key(r) > age]
-        if younger and not uncovered(shard.hash_key_range, younger):
+        younger = [ranges[r] for r in rows if r in ranges and age_key(r) > age and _was_read(rows[r])]
+        ancestors = [r for r in rows if _is_ancestor(r, shard, ranges, parents)]
+        if younger and not uncovered(shard.hash_key_range, younger) and all(rows[a].ended for a in ancestors):
             done.add(shard.shard_id)
             continue
-        ancestors = [r for r in rows if _is_ancestor(r, shard, ranges, parents)]
         positions[shard.shard_id] = _beginning(ancestors, rows, start)
     return ResumePlan(positions, frozenset(done), _beginning(list(rows), rows, start))
+
+
+def _was_read(row: ShardCheckpoint) -> bool:
+    return row.ended or (row.position is not None and row.position.is_sequence)
 
 
 def _is_ancestor(

@@ -241,6 +241,15 @@ class TestResume:
         got = self.plan(row(1, Position.after(12)), row(2, Position.after(13)))
         assert got[shard_id(0)] is None
 
+    def test_a_child_that_only_waits_does_not_prove_its_other_parent_done(self) -> None:
+        """1 ended, so its merged child 3 has a row; 2 is not known yet, for 0 is still being read on its side."""
+        got = self.plan(row(0, Position.after(5)), row(3, Position.trim_horizon()))
+        assert got[shard_id(2)] == Position.trim_horizon()
+
+    def test_nor_does_one_that_is_read_elsewhere_while_an_ancestor_is_left(self) -> None:
+        got = self.plan(row(0, Position.after(5)), row(3, Position.after(30)))
+        assert got[shard_id(2)] == Position.trim_horizon()
+
     def test_a_parent_without_a_row_is_read_if_a_part_of_its_keys_has_no_row(self) -> None:
         got = self.plan(row(1, Position.after(12)), start=StartingPosition.trim_horizon())
         assert got[shard_id(0)] == Position.trim_horizon()
