@@ -351,6 +351,8 @@ class KinesisSystemConsumer:
             for group in list(self._groups.values()):
                 self._drop(group)
             self._wake_everybody()
+            if not self._threads:
+                self._close_clients()
 
     def sweep(self) -> None:
         """Drop the buffers that nobody has asked for in a minute."""
@@ -605,11 +607,14 @@ class KinesisSystemConsumer:
             if not group.attached and now - group.detached_at >= IDLE_SECONDS:
                 self._drop(group)
         if not self._groups:
-            for client in self._clients.values():
-                client.close()
-            self._clients.clear()
+            self._close_clients()
             for key in [k for k, p in self._pacers.items() if p.next_call_seconds < now]:
                 del self._pacers[key]
+
+    def _close_clients(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
 
     def _queue(self, reader: _Reader, *, first: bool = False) -> None:
         """Put a reader in line for `poll`, at the end: the shards of a restriction take turns."""
@@ -849,6 +854,8 @@ class KinesisSystemConsumer:
                 raise
             finally:
                 self._threads -= 1
+                if not self._threads and not self._groups:
+                    self._close_clients()  # only now: a thread that was in a call may have opened one since
 
     def _wake_everybody(self) -> None:
         self._data.notify_all()
