@@ -211,6 +211,9 @@ class Stream:
         self.clock: Any = clock or SimulatedClock()
         self.fake = FakeKinesis(clock=self.clock)
         self.fake.create_stream("flights", shards=shards)
+        if not isinstance(self.clock, SimulatedClock):
+            # The fake rounds arrival times to milliseconds, and drops what then lies before the stream's first shards.
+            self.clock.sleep(0.002)
         self.count = 0
 
     def put(self, count: int, *, shard_id: str | None = None, data: bytes | None = None) -> None:
