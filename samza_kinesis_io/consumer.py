@@ -40,7 +40,7 @@ from samza_kinesis_io.aggregation import MAGIC, HashFilter, deaggregate
 from samza_kinesis_io.client import ClientFactory, KinesisClient, StreamId
 from samza_kinesis_io.clock import Clock, SystemClock
 from samza_kinesis_io.errors import KinesisIOError, StaleAttachment
-from samza_kinesis_io.limits import ARRIVAL_SLACK_SECONDS, MAX_BYTES_PER_GET, MAX_RECORDS_PER_GET, MIB
+from samza_kinesis_io.limits import ARRIVAL_SLACK_SECONDS, MAX_RECORDS_PER_GET, MIB
 from samza_kinesis_io.polling import Call, Fetched, Lost, ReadLimits, ShardPacer, ShardPoller
 from samza_kinesis_io.positions import Position, StopKind, StopPosition, arrival_seconds_of
 from samza_kinesis_io.records import KinesisRecord
@@ -55,7 +55,13 @@ IDLE_SECONDS: Final = 60.0
 _UNBLOCKED_AT_ONCE: Final = 8
 #: How often the fetch threads look for such buffers.
 _SWEEP_SECONDS: Final = 10.0
-_FIRST_ANSWER_BYTES: Final = 256 * 1024
+#: What a record takes in memory beside its data: the object, its sequence number, its key. Ten thousand tiny ones are
+#: 3 MiB, which their data does not show.
+_RECORD_BYTES: Final = 320
+#: Of each shard's first answer nothing is known. So many bytes let a few be under way at the start; the others follow
+#: when it is known what answers are like here.
+_FIRST_ANSWER_BYTES: Final = 8 * MIB
+_LEAST_ANSWER_BYTES: Final = 64 * 1024
 _SLACK_MICROS: Final = int(ARRIVAL_SLACK_SECONDS * 1_000_000)
 
 
@@ -66,7 +72,8 @@ class SourceConfig:
     Attributes:
         uid: Unique per transform and pipeline; nothing is shared between different ones but pace and threads.
         streams: What the stream indices of a frontier mean.
-        prefetch_bytes_per_shard: A shard with this much in its buffer is not asked for more.
+        prefetch_bytes_per_shard: A shard with this much in its buffer is not asked for more. Like the next, it counts
+            memory: data and 320 bytes for each record.
         prefetch_bytes: The same for all shards of the process together. Both may be passed by the answers under way
             (at most 10 MiB per thread), and by a restriction that waits and has nothing at all.
     """
@@ -81,7 +88,7 @@ class SourceConfig:
     stop: StopPosition | None = None
     limits: ReadLimits = field(default_factory=ReadLimits)
     prefetch_bytes_per_shard: int = 4 * MIB
-    prefetch_bytes: int = 64 * MIB
+    prefetch_bytes: int = 16 * MIB
 
 
 class Batch(msgspec.Struct):
@@ -153,13 +160,17 @@ class _Reader:
         self.queued_data = False
         self.queued_evidence = False
         self.blocked = False
-        self.answer_bytes = _FIRST_ANSWER_BYTES  # what the next answer is expected to hold
+        self.answer_bytes: int | None = None  # what the next answer is expected to take while it is under way
         self.reserved_bytes = 0
 
     @property
     def has_data(self) -> bool:
         """Whether there is more than the evidence that the shard is idle."""
         return bool(self.returned or self.unpacked) or any(not _is_evidence(f) for f in self.buffer)
+
+
+def _memory_bytes(fetched: Fetched) -> int:
+    return fetched.size_bytes + _RECORD_BYTES * len(fetched.records)
 
 
 def _is_evidence(fetched: Fetched) -> bool:
@@ -284,7 +295,6 @@ class KinesisSystemConsumer:
         self._connecting = threading.Lock()
         self._data = threading.Condition(self._lock)
         self._leader_wakes = threading.Condition(self._lock)
-        self._follower_wakes = threading.Condition(self._lock)
         self._groups: dict[GroupKey, _Group] = {}
         self._clients: dict[tuple[ClientFactory, str | None], KinesisClient] = {}
         self._pacers: dict[tuple[ClientFactory, StreamId, str], ShardPacer] = {}
@@ -293,10 +303,11 @@ class KinesisSystemConsumer:
         self._blocked: deque[_Reader] = deque()
         self._bytes = 0
         self._reserved = 0
+        self._usual_answer_bytes: int | None = None  # what the next answer of a new shard is expected to take
         self._resume_at: dict[str, float] = {}
         self._threads = 0
         self._leader_until: float | None = None
-        self._followers = 0
+        self._followers: list[threading.Condition] = []
         self._arrivals: Counter[str] = Counter()
         self._sweep_at = self._clock.monotonic_seconds() + _SWEEP_SECONDS
         self._stopped = False
@@ -651,11 +662,20 @@ class KinesisSystemConsumer:
             return True
         if reader.buffered_bytes >= config.prefetch_bytes_per_shard:
             return False
-        expected = min(reader.answer_bytes, config.prefetch_bytes)
+        expected = min(self._expected_bytes(reader), config.prefetch_bytes)
         if self._bytes + self._reserved + expected <= config.prefetch_bytes:
             return True
         # A restriction that waits with empty hands may always fetch, or buffers nobody asks for would starve it.
         return reader.group.starving and self._reserved == 0
+
+    def _expected_bytes(self, reader: _Reader) -> int:
+        return reader.answer_bytes or self._usual_answer_bytes or _FIRST_ANSWER_BYTES
+
+    def _learn_bytes(self, reader: _Reader, memory_bytes: int) -> None:
+        """Expect the next answer to be like this one; a shard that falls silent holds no room for long."""
+        # Twice: while an answer is decoded its text is there too.
+        reader.answer_bytes = max(2 * memory_bytes, (reader.answer_bytes or 0) // 2, _LEAST_ANSWER_BYTES)
+        self._usual_answer_bytes = max(reader.answer_bytes, (self._usual_answer_bytes or 0) * 7 // 8)
 
     def _release_bytes(self, reader: _Reader, size_bytes: int) -> None:
         reader.buffered_bytes -= size_bytes
@@ -683,8 +703,7 @@ class KinesisSystemConsumer:
         heapq.heappush(self._due, (due, next(self._tickets), reader))
         self._ensure_threads()
         if self._leader_until is None:
-            if self._followers:
-                self._follower_wakes.notify()
+            self._wake_follower()
         elif due < self._leader_until:
             self._leader_wakes.notify()
 
@@ -708,7 +727,7 @@ class KinesisSystemConsumer:
         """Take the first reader, after `_next_due` said that it is due."""
         reader = heapq.heappop(self._due)[2]
         reader.in_flight = True
-        reader.reserved_bytes = reader.answer_bytes if reader.poller.call is Call.GET_RECORDS else 0
+        reader.reserved_bytes = self._expected_bytes(reader) if reader.poller.call is Call.GET_RECORDS else 0
         self._reserved += reader.reserved_bytes
         reader.poller.on_call(self._clock.monotonic_seconds())
         return reader
@@ -763,8 +782,8 @@ class KinesisSystemConsumer:
             self._unblock(_UNBLOCKED_AT_ONCE)
             return
         if fetched is not None:
-            if fetched.size_bytes:
-                reader.answer_bytes = min(MAX_BYTES_PER_GET, max(64 * 1024, 2 * fetched.size_bytes))
+            memory_bytes = _memory_bytes(fetched)
+            self._learn_bytes(reader, memory_bytes)
             last = reader.buffer[-1] if reader.buffer else None
             if last is not None and not reader.handed_over and _is_evidence(last) and _is_evidence(fetched):
                 # The later evidence says it all, so an idle shard's buffer stays one entry long.
@@ -772,8 +791,8 @@ class KinesisSystemConsumer:
                 if fetched.read_until_micros is None:
                     fetched.read_until_micros = last.read_until_micros
             reader.buffer.append(fetched)
-            reader.buffered_bytes += fetched.size_bytes
-            self._bytes += fetched.size_bytes
+            reader.buffered_bytes += memory_bytes
+            self._bytes += memory_bytes
             self._queue(reader)
             if not _is_evidence(fetched):
                 self._arrivals[reader.group.key[0]] += 1
@@ -811,6 +830,7 @@ class KinesisSystemConsumer:
             threading.Thread(target=self._run, name=f"kinesis-fetch-{self._threads}", daemon=True).start()
 
     def _run(self) -> None:
+        wakes = threading.Condition(self._lock)
         with self._lock:
             try:
                 while not self._stopped:
@@ -822,14 +842,15 @@ class KinesisSystemConsumer:
                     due = self._next_due()
                     if due is not None and due <= now:
                         reader = self._take_due()
-                        if self._leader_until is None and self._followers:
-                            self._follower_wakes.notify()
+                        if self._leader_until is None:
+                            self._wake_follower()
                         self._lock.release()
                         try:
                             fetched = self._fetch(reader)
                         finally:
                             self._lock.acquire()
                         self._fetched(reader, fetched)
+                        del fetched, reader  # or a waiting thread would keep its last answer's records alive
                         continue
                     if self._leader_until is None:
                         self._leader_until = now + IDLE_SECONDS if due is None else due
@@ -842,11 +863,12 @@ class KinesisSystemConsumer:
                             if not self._groups:
                                 return
                     else:
-                        self._followers += 1
+                        self._followers.append(wakes)
                         try:
-                            self._clock.wait(self._follower_wakes, IDLE_SECONDS)
+                            self._clock.wait(wakes, IDLE_SECONDS)
                         finally:
-                            self._followers -= 1
+                            if wakes in self._followers:  # nobody called
+                                self._followers.remove(wakes)
                         if not self._groups:
                             return
             except Exception:
@@ -860,7 +882,17 @@ class KinesisSystemConsumer:
     def _wake_everybody(self) -> None:
         self._data.notify_all()
         self._leader_wakes.notify_all()
-        self._follower_wakes.notify_all()
+        while self._followers:
+            self._wake_follower()
+
+    def _wake_follower(self) -> None:
+        """Wake the thread that waits since the shortest time.
+
+        So few threads do all of the work when it is little: what each has in its caches and in its part of the heap (an
+        answer's size, freed or not) is used again instead of being there 32 times.
+        """
+        if self._followers:
+            self._followers.pop().notify()
 
 
 class _Cut(msgspec.Struct):
@@ -896,7 +928,7 @@ def _cut(reader: _Reader, config: SourceConfig, max_records: int) -> _Cut:
     if reader.head_index >= len(head.records) and not reader.unpacked:
         reader.buffer.popleft()
         reader.head_index = 0
-        freed = head.size_bytes
+        freed = _memory_bytes(head)
         batch.read_until_micros = head.read_until_micros
         batch.was_empty = head.was_empty
         batch.millis_behind_latest = head.millis_behind_latest

@@ -650,7 +650,9 @@ class ReadFromKinesis(beam.PTransform):
             share five GetRecords calls per second, so leave room for the others.
         max_records_per_get: The Limit of GetRecords, 1 to 10,000.
         prefetch_bytes_per_shard, prefetch_bytes: What may wait in memory for one shard, and for all shards of a worker
-            process; may be passed by the answers under way, at most 10 MiB for each of up to 32 threads.
+            process, with 320 bytes counted for each record beside its data; may be passed by the answers under way, at
+            most 10 MiB for each of up to 32 threads. Raise the second for many full shards over a slow line: it also
+            bounds how many full answers are under way at once (two, unless they are small).
         bundle_seconds, bundle_records, bundle_bytes: After how much a bundle ends and can be checkpointed. The time
             bounds the latency behind a shuffle, and what a Flink checkpoint barrier waits.
         limits: How fast a shard is read; the service's own limits by default.
@@ -674,7 +676,7 @@ class ReadFromKinesis(beam.PTransform):
         poll_interval_seconds: float = 0.5,
         max_records_per_get: int = MAX_RECORDS_PER_GET,
         prefetch_bytes_per_shard: int = 4 * MIB,
-        prefetch_bytes: int = 64 * MIB,
+        prefetch_bytes: int = 16 * MIB,
         bundle_seconds: float = 0.15,
         bundle_records: int = 10_000,
         bundle_bytes: int = 16 * MIB,
