@@ -313,7 +313,7 @@ class FakeStream:
         for low, high in _even_ranges(count):
             self._open_shard(HashKeyRange(low, high), (), now)
         # Nothing can be older than the first shards, though the stream was being created before.
-        self.trim(now)
+        self.trim(round(now, 3))
         self._route()
 
     def split(self, shard: FakeShard, at: int, now: float) -> tuple[FakeShard, FakeShard]:

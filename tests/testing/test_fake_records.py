@@ -558,3 +558,12 @@ class TestObserving:
             (b"upper", upper, "s"),
         ]
         assert [r.data for r in fake.records("s", lower)] == [b"lower"]
+
+
+def test_a_record_put_in_the_millisecond_in_which_its_stream_was_created_is_kept() -> None:
+    """Arrival times are rounded to milliseconds, so it seems to be older than the stream."""
+    clock = SimulatedClock(1_700_000_000.1234)
+    fake = FakeKinesis(clock=clock)
+    fake.create_stream("flights")
+    fake.put("flights", b"first")
+    assert [r.data for r in fake.records("flights")] == [b"first"]
