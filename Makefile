@@ -17,7 +17,7 @@ CACHE := .cache
 PRISM := $(CACHE)/bin/prism
 EMULATORS := $(CACHE)/emulators/.stamp
 
-.PHONY: demo test lint test-emulators test-portable test-kcl test-all soak bench emulators prism clean
+.PHONY: demo test lint test-emulators test-portable test-containers test-kcl test-all soak bench emulators prism clean
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -65,6 +65,10 @@ test-emulators: .venv/.dev $(EMULATORS)
 
 test-portable: .venv/.dev $(PRISM)
 	$(BIN)/pytest -m portable $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+# Needs a Docker daemon; .ci/with-docker lends one. NODE_BASE_IMAGE: what to build on instead of node:20-slim.
+test-containers: .venv/.dev
+	$(BIN)/pytest -m containers $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 test-kcl: .venv/.dev
 	$(BIN)/pytest -m kcl $(PYTEST_ARGS) || [ $$? -eq 5 ]
