@@ -19,7 +19,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import FixedWindows
 from apache_beam.utils.timestamp import Timestamp
 
-from samza_kinesis_io import ClientConfig, KinesisRecord, ReadFromKinesis, StartingPosition, StopPosition, WriteToKinesis
+from samza_kinesis_io import (
+    ClientConfig,
+    KinesisRecord,
+    ReadFromKinesis,
+    StartingPosition,
+    StopPosition,
+    WriteToKinesis,
+)
 
 FLIGHTS = "flights"
 SEEN = "seen"

@@ -41,6 +41,7 @@ class Feature(enum.Enum):
     OTHER_PROCESS = "workers in another process"
     CANCEL = "cancel() that ends the reading"
     NO_RETRY = "a failure ends the job"
+    NOTICES_DEATH = "the death of a worker ends the job"
     BUNDLE_RETRY = "a bundle that failed is run again"
     WORKER_RETRY = "a worker that died is replaced"
     RETAINED_CHECKPOINTS = "a new job goes on from the checkpoint of an old one"
@@ -49,16 +50,18 @@ class Feature(enum.Enum):
 class Job:
     """A pipeline that runs, in a thread of this process or in a process of its own."""
 
-    def __init__(self, run: Callable[[Job], None], interrupt: Callable[[], None] | None = None) -> None:
-        self.result: Any = None
+    def __init__(
+        self, run: Callable[[], Any], result: Any = None, interrupt: Callable[[], None] | None = None
+    ) -> None:
+        self.result = result
         self.error: BaseException | None = None
         self._interrupt = interrupt
         self._thread = threading.Thread(target=self._run, args=(run,), name="job", daemon=True)
         self._thread.start()
 
-    def _run(self, run: Callable[[Job], None]) -> None:
+    def _run(self, run: Callable[[], Any]) -> None:
         try:
-            run(self)
+            run()
         except BaseException as error:
             self.error = error
 
@@ -124,12 +127,12 @@ class Runner:
 
 def _in_this_process(name: str, endpoint_url: str, read: Read, arguments: list[str]) -> Job:
     pipeline = pipelines.build(name, endpoint_url, read, arguments)  # what it refuses, it refuses here
-
-    def run(job: Job) -> None:
-        job.result = pipeline.run()
-        job.result.wait_until_finish()
-
-    return Job(run)
+    if arguments[0] == "--runner=FnApiRunner":
+        # Its run() returns when the pipeline has ended.
+        return Job(lambda: pipeline.run().wait_until_finish())
+    # Not in the job's thread: job servers that are started here want to hear of signals.
+    result = pipeline.run()
+    return Job(lambda: result.wait_until_finish(), result)
 
 
 def _in_its_own(
@@ -149,7 +152,7 @@ def _in_its_own(
         stderr=subprocess.STDOUT,
     )
 
-    def run(_: Job) -> None:
+    def run() -> None:
         told = process.communicate()[0].decode()
         if process.returncode:
             raise RuntimeError(f"the driver ended with status {process.returncode}: {told[-5000:]}")
@@ -161,7 +164,7 @@ def _in_its_own(
         except subprocess.TimeoutExpired:
             process.kill()
 
-    return Job(run, interrupt)
+    return Job(run, interrupt=interrupt)
 
 
 def worker_environment() -> dict[str, str]:
@@ -316,12 +319,13 @@ DIRECT_ON_PRISM = Runner(
     home=_stage_prism,
 )
 EMBEDDED = Runner("embedded-job-service", _LOCAL, lambda _: [*_EMBED, "--environment_type=LOOPBACK"])
+# Without NOTICES_DEATH: it may wait for a dead worker for ever, and then keeps its own process from ending.
 EMBEDDED_POOL = Runner(
     "embedded-job-service-worker-pool", _LOCAL | {Feature.OTHER_PROCESS}, lambda stack: [*_EMBED, *_pool(stack)]
 )
 PRISM_POOL = Runner(
     "Prism-worker-pool",
-    _LOCAL | {Feature.WINDOWS, Feature.CANCEL, Feature.OTHER_PROCESS},
+    _LOCAL | {Feature.WINDOWS, Feature.CANCEL, Feature.OTHER_PROCESS, Feature.NOTICES_DEATH},
     lambda stack: [*_prism(stack), *_pool(stack)],
 )
 FLINK = Runner(

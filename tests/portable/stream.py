@@ -92,6 +92,10 @@ class Flights:
 
         return self.fake.faults.throttle("GetRecords", times=None, where=is_of_shard)
 
+    def after_the_last(self) -> float:
+        """Return the first millisecond, in seconds since the epoch, before which all records have arrived."""
+        return max(r.approximate_arrival_timestamp.micros for r in self.fake.records(FLIGHTS)) / 1e6 + 0.001
+
     # What the pipelines said.
 
     def seen(self) -> list[Seen]:
@@ -123,8 +127,8 @@ class Flights:
     def check_each_seen_once_and_in_order(self) -> None:
         seen = self.seen()
         numbers = Counter(s.number for s in seen)
-        assert not set(range(self.count)) - set(numbers), "these were lost"
-        assert not [n for n, times in numbers.items() if times > 1], "these came more than once"
+        assert sorted(set(range(self.count)) - set(numbers)) == [], f"these of {self.count} were lost"
+        assert sorted(n for n, times in numbers.items() if times > 1) == [], "these came more than once"
         self.check_order(seen)
 
     def check_order(self, seen: list[Seen]) -> None:

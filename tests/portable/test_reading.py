@@ -21,7 +21,7 @@ def test_a_bounded_read_gives_every_record_once_in_the_order_of_the_shards(fligh
     flights.put(200)
     flights.merge()
     flights.put(200)
-    start("copy_and_count", Read(stop_at=time.time())).wait_for_end()
+    start("copy_and_count", Read(stop_at=flights.after_the_last())).wait_for_end()
     flights.check_each_seen_once_and_in_order()
     assert flights.counts() == flights.expected_counts()
 
@@ -57,12 +57,12 @@ def test_windows_close_while_it_reads_and_none_of_their_records_is_late(flights:
 @pytest.mark.needs(Feature.BOUNDED, Feature.WINDOWS)
 def test_a_bounded_read_is_counted_while_it_runs(flights: Flights, start: Start) -> None:
     """Else a backfill would have to fit in memory."""
-    flights.put(50)
-    job = start("copy_and_count", Read(stop_at=time.time() + 15))
+    flights.put(200)
+    stop_at = time.time() + 20
+    job = start("copy_and_count", Read(stop_at=stop_at))
     flights.put_slowly(3.0)
     job.wait_until("the first window had closed", lambda: bool(flights.counts()))
-    assert job.is_running, "the source had ended before its first results came"
-    flights.put_slowly(1.0)
+    assert time.time() < stop_at, "the source had ended before its first results came"
     job.wait_for_end()
     flights.check_each_seen_once_and_in_order()
     assert flights.counts() == flights.expected_counts()
