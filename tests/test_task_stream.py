@@ -566,6 +566,18 @@ class TestCheckpoints:
         again.run()
         assert again.sent == list(range(14, 20))
 
+    def test_also_where_a_bounded_run_reached_its_stop_in_one_shard_before_the_other(self, tmp_path: Path) -> None:
+        store = MemoryCheckpointStore(str(tmp_path))
+        stream = Stream(shards=4)
+        stream.put(40)
+        stop = StopPosition.at_timestamp(Timestamp(stream.clock.now_seconds()))
+        stream.put(10)
+        old = stream.run(Everything, checkpoints=store, stop_at=stop)
+        old.run()
+        again = stream.run(Echo, checkpoints=store)
+        again.run()
+        assert sorted(again.sent) == list(range(40, 50))
+
     def test_unless_it_resets_its_offset(self, tmp_path: Path) -> None:
         store = MemoryCheckpointStore(str(tmp_path))
         stream = Stream()

@@ -55,7 +55,6 @@ from samza_kinesis_io.records import KinesisRecord, OutgoingRecord
 from samza_kinesis_io.restriction import Advance, Claim, ShardFrontier, ShardKey, ShardState
 from samza_kinesis_io.runners import check_read, restriction_count
 from samza_kinesis_io.serdes import SerdeError
-from samza_kinesis_io.shards import HashKeyRange
 from samza_kinesis_io.sink import WriteToKinesis
 from samza_kinesis_io.source import (
     DataLossPolicy,
@@ -150,11 +149,11 @@ class _Host:
         self.used_at = 0.0
         self.runners: dict[ShardKey, TaskRunner] = {}
         self.stores: dict[ShardKey, tuple[ChangelogStore, ...]] = {}
-        self.ranges: dict[ShardKey, HashKeyRange] = {}
         self.last_micros: dict[ShardKey, int] = {}
         self.due_seconds = 0.0
         self.parents: dict[ShardKey, tuple[str, ...]] = {}
-        self.ended: dict[ShardKey, ShardCheckpoint] = {}
+        self.left: dict[ShardKey, ShardCheckpoint] = {}
+        """Rows of shards that are over and whose rows are not saved yet."""
         self.is_saved = False
         self.messages: list[OutgoingMessageEnvelope] = []
         self.timestamps_micros: list[int] = []
@@ -437,7 +436,7 @@ class _TaskLoop(_ReadingLoop):
                     self._process(host, batch.key, runner, record, micros, estimator)
                 is_over = claim.replaced is not None
                 if is_over and all(s.key != batch.key for s in claim.successors):
-                    commit = self._end_shard(host, batch, frontier, estimator) or commit
+                    commit = self._end_shard(host, batch, state, estimator) or commit
                 left: ShardFrontier = tracker.current_restriction()
                 attachment.commit(batch, left)
                 self._count_records(batch)
@@ -507,7 +506,6 @@ class _TaskLoop(_ReadingLoop):
         runner = TaskRunner(task, context, plan.options, clock=self._clock, timers=timers)
         host.container.timers[(host.key[0], state.key)] = runner.timers
         host.stores[state.key] = tuple(stores.values())
-        host.ranges[state.key] = state.hash_key_range
         runner.start()
         return runner
 
@@ -591,7 +589,7 @@ class _TaskLoop(_ReadingLoop):
         partition = SystemStreamPartition(stream.system, stream.stream, key[1])
         return KinesisIncomingMessageEnvelope.of(record, partition, key=message_key, message=message)
 
-    def _end_shard(self, host: _Host, batch: Batch, frontier: ShardFrontier, estimator: Any) -> bool:
+    def _end_shard(self, host: _Host, batch: Batch, state: ShardState, estimator: Any) -> bool:
         """A shard is over: tell its task, before its children's tasks begin. Return whether a commit is wanted."""
         runner = host.runners.pop(batch.key)
         while runner.in_flight:
@@ -603,17 +601,17 @@ class _TaskLoop(_ReadingLoop):
             while self._run_urgent(batch.key, runner, host, None, estimator, at_end=True):
                 commit = True
                 runner.committed()
-            if batch.children:
-                for child in batch.children:
-                    host.parents[(batch.key[0], child.shard_id)] = child.parents
-                host.ended[batch.key] = ShardCheckpoint(
-                    batch.key[1],
-                    None,
-                    True,
-                    host.parents.get(batch.key, ()),
-                    tuple(c.shard_id for c in batch.children),
-                    host.ranges.get(batch.key),
-                )
+            for child in batch.children:
+                host.parents[(batch.key[0], child.shard_id)] = child.parents
+            has_ended = bool(batch.children)  # else a stop position was reached, and a later job goes on behind it
+            host.left[batch.key] = ShardCheckpoint(
+                batch.key[1],
+                None if has_ended else batch.position or state.position,
+                has_ended,
+                host.parents.get(batch.key, ()),
+                tuple(c.shard_id for c in batch.children),
+                state.hash_key_range,
+            )
         host.stores.pop(batch.key, None)
         runner.close()
         self._report_counts(runner)
@@ -740,8 +738,8 @@ class _Save:
                         continue
                     for row in rows:
                         key = (index, row.shard_id)
-                        if row.ended and host.ended.get(key) == row and row.shard_id not in report.deferred:
-                            del host.ended[key]
+                        if host.left.get(key) == row and row.shard_id not in report.deferred:
+                            del host.left[key]
                     if report.deferred:
                         host.is_saved = False
             if report.deferred:
@@ -759,7 +757,7 @@ def _rows(host: _Host, frontier: ShardFrontier) -> dict[int, list[ShardCheckpoin
             hash_key_range=state.hash_key_range,
         )
         rows.setdefault(state.stream, []).append(row)
-    for key, row in host.ended.items():
+    for key, row in host.left.items():
         rows.setdefault(key[0], []).append(row)
     return rows
 
