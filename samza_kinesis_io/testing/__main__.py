@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
 
 from samza_kinesis_io.testing.local import LocalKinesis
@@ -45,10 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"LocalKinesis listens on {kinesis.endpoint_url} until interrupted. For AWS clients:\n")
         print(f"export AWS_ENDPOINT_URL_KINESIS={kinesis.endpoint_url}")
         print("export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
+        # Asked for explicitly: a shell's background jobs, and what they start, ignore SIGINT; and stopping a container
+        # means SIGTERM.
+        over = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: over.set())
+        over.wait()
 
 
 if __name__ == "__main__":

@@ -260,7 +260,8 @@ def test_a_fake_has_its_own_options() -> None:
         LocalKinesis(FakeKinesis(), seed=1)
 
 
-def test_the_command_serves_until_it_is_interrupted() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_interrupted(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "samza_kinesis_io.testing", "--port", "0", "--stream", "a:2", "--stream", "b"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -283,7 +284,7 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
         }
         assert counts == {"a": 2, "b": 1}
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(20) == 0
         process.stdout.close()
 
