@@ -136,8 +136,7 @@ class MiniatureRunner:
         for element in attempt.generator:
             batch = coder.decode(coder.encode(element.value))
             assert element.timestamp.micros == min(batch.timestamps_micros)
-            # Some output of an exception-free bundle may reach windows only at its end; the watermark that counts is the
-            # one that was reported before, and inside the bundle the estimator's own.
+            # Downstream may see the estimator's watermark at any time, so each batch is held to the one it meets.
             watermark = attempt.estimator.current_watermark().micros
             for record, micros in zip(batch.records, batch.timestamps_micros, strict=True):
                 attempt.emitted.append(Emitted(record, micros, watermark, attempt.element))
