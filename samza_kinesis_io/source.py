@@ -298,7 +298,7 @@ def _dealt(states: Sequence[ShardState], count: int) -> list[tuple[ShardState, .
 # The splittable DoFn.
 
 
-class _Frontiers(RestrictionProvider):
+class Frontiers(RestrictionProvider):
     """No I/O here: runners call it on copies of the DoFn that were never set up."""
 
     bounded = False
@@ -314,7 +314,7 @@ class _Frontiers(RestrictionProvider):
 
     def restriction_size(self, element: ShardGroup, restriction: ShardFrontier) -> float:
         """Return the estimated backlog in bytes (at least 1), from what this process has seen of the restriction."""
-        backlog = shared_consumer(SystemClock()).backlog_bytes(_group_key(element, restriction), restriction)
+        backlog = shared_consumer(SystemClock()).backlog_bytes(group_key(element, restriction), restriction)
         return max(1.0, backlog or 0.0)
 
     def restriction_coder(self) -> ShardFrontierCoder:
@@ -325,11 +325,11 @@ class _Frontiers(RestrictionProvider):
         return restriction if self.bounded else None
 
 
-class _BoundedFrontiers(_Frontiers):
+class BoundedFrontiers(Frontiers):
     bounded = True
 
 
-class _FrontierWatermark(WatermarkEstimatorProvider):
+class FrontierWatermark(WatermarkEstimatorProvider):
     def initial_estimator_state(self, element: ShardGroup, restriction: ShardFrontier) -> Timestamp:
         # Never None: runners read that as the beginning of time or fail.
         return Timestamp(micros=restriction.watermark_micros)
@@ -341,11 +341,11 @@ class _FrontierWatermark(WatermarkEstimatorProvider):
         return coders.TimestampCoder()
 
 
-def _group_key(element: ShardGroup, frontier: ShardFrontier) -> GroupKey:
+def group_key(element: ShardGroup, frontier: ShardFrontier) -> GroupKey:
     return (element.uid, element.index, frontier.nonce)
 
 
-class _ReadingLoop(beam.DoFn):
+class ReadingLoop(beam.DoFn):
     """The loop of `ReadShards`, for bounded and unbounded reads.
 
     Order matters in three places, and each order has a loss behind it:
@@ -364,7 +364,7 @@ class _ReadingLoop(beam.DoFn):
         if frontier.is_done:
             return
         consumer = shared_consumer(self._clock)
-        attachment = consumer.attach(_group_key(element, frontier), self._plan.source, frontier)
+        attachment = consumer.attach(group_key(element, frontier), self._plan.source, frontier)
         try:
             attachment.wait(max(0.0, consumer.resume_at(element.uid) - self._clock.monotonic_seconds()))
             yield from self._loop(element, tracker, estimator, attachment)
@@ -425,7 +425,7 @@ class _ReadingLoop(beam.DoFn):
                 self._observe_downstream(len(batch.records), clock.monotonic_seconds() - began)
                 self._count_records(batch)
             attachment.commit(batch, frontier)
-            _advance(estimator, frontier.watermark_micros)
+            advance(estimator, frontier.watermark_micros)
             if frontier.is_done:
                 return
             progressed = True
@@ -457,7 +457,7 @@ class _ReadingLoop(beam.DoFn):
         evidence.clear()
         frontier = tracker.current_restriction()
         attachment.commit(None, frontier)
-        _advance(estimator, frontier.watermark_micros)
+        advance(estimator, frontier.watermark_micros)
         return True
 
     def _proved(self, batch: Batch, frontier: ShardFrontier) -> int:
@@ -576,27 +576,27 @@ class _ReadingLoop(beam.DoFn):
         shared_consumer(self._clock).sweep()
 
 
-class ReadShards(_ReadingLoop):
+class ReadShards(ReadingLoop):
     """Reads restrictions without end."""
 
     @beam.DoFn.unbounded_per_element()
     def process(
         self,
         element: ShardGroup,
-        tracker: Any = beam.DoFn.RestrictionParam(_Frontiers()),  # noqa: B008 (Beam's way)
-        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_FrontierWatermark()),  # noqa: B008
+        tracker: Any = beam.DoFn.RestrictionParam(Frontiers()),  # noqa: B008 (Beam's way)
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(FrontierWatermark()),  # noqa: B008
     ) -> Iterator[Any]:
         yield from self._read(element, tracker, estimator)
 
 
-class ReadShardsToStop(_ReadingLoop):
+class ReadShardsToStop(ReadingLoop):
     """Reads restrictions up to a stop position. The same loop; a class of its own, for it is not marked unbounded."""
 
     def process(
         self,
         element: ShardGroup,
-        tracker: Any = beam.DoFn.RestrictionParam(_BoundedFrontiers()),  # noqa: B008 (Beam's way)
-        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_FrontierWatermark()),  # noqa: B008
+        tracker: Any = beam.DoFn.RestrictionParam(BoundedFrontiers()),  # noqa: B008 (Beam's way)
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(FrontierWatermark()),  # noqa: B008
     ) -> Iterator[Any]:
         yield from self._read(element, tracker, estimator)
 
@@ -612,7 +612,7 @@ class TakeBatchesApart(beam.DoFn):
         return map(create, records, timestamps, repeat((GlobalWindow(),)))
 
 
-def _advance(estimator: ManualWatermarkEstimator, watermark_micros: int) -> None:
+def advance(estimator: ManualWatermarkEstimator, watermark_micros: int) -> None:
     # The frontier's minimum can fall back when a shard is read again after a loss; the estimator refuses that.
     watermark = Timestamp(micros=watermark_micros)
     if watermark > estimator.current_watermark():

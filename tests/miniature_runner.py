@@ -26,6 +26,8 @@ from samza_kinesis_io import consumer as consumer_module
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.restriction import ShardFrontier, ShardFrontierCoder
 from samza_kinesis_io.source import (
+    BoundedFrontiers,
+    Frontiers,
     PlanShards,
     ReadFromKinesis,
     ReadShards,
@@ -33,8 +35,6 @@ from samza_kinesis_io.source import (
     RecordBatchCoder,
     ShardGroup,
     ShardGroupCoder,
-    _BoundedFrontiers,
-    _Frontiers,
 )
 from samza_kinesis_io.testing import SimulatedClock
 
@@ -95,7 +95,7 @@ class MiniatureRunner:
         coder = ShardGroupCoder()
         for group in PlanShards(self.plan, clock).process(None):
             self.elements.append(coder.decode(coder.encode(group)))
-        self.frontiers = _BoundedFrontiers() if self.plan.is_bounded else _Frontiers()
+        self.frontiers = BoundedFrontiers() if self.plan.is_bounded else Frontiers()
         self.books = Books()
         for index, element in enumerate(self.elements):
             frontier = self.frontiers.initial_restriction(element)

@@ -19,7 +19,7 @@ from samza_kinesis_io.client import ClientConfig
 from samza_kinesis_io.positions import StartingPosition, StopPosition
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.restriction import ShardFrontier
-from samza_kinesis_io.source import ReadFromKinesis, _BoundedFrontiers, _Frontiers
+from samza_kinesis_io.source import BoundedFrontiers, Frontiers, ReadFromKinesis
 from samza_kinesis_io.testing import FakeKinesis, LocalKinesis
 from samza_kinesis_io.watermark import EventTimeWatermark
 
@@ -247,5 +247,5 @@ def test_a_fatal_error_fails_the_pipeline_with_the_streams_name() -> None:
 
 def test_a_drain_reads_the_rest_of_a_bounded_read_and_drops_that_of_an_unbounded_one() -> None:
     element, restriction = None, ShardFrontier(())
-    assert _BoundedFrontiers().truncate(element, restriction) is restriction  # type: ignore[arg-type]
-    assert _Frontiers().truncate(element, restriction) is None  # type: ignore[arg-type, func-returns-value]
+    assert BoundedFrontiers().truncate(element, restriction) is restriction  # type: ignore[arg-type]
+    assert Frontiers().truncate(element, restriction) is None  # type: ignore[arg-type, func-returns-value]

@@ -20,7 +20,7 @@ from samza_kinesis_io.errors import CheckpointError, ConfigurationError
 from samza_kinesis_io.positions import Position, StartingPosition, StopPosition
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.serdes import SerdeError
-from samza_kinesis_io.source import ShardGroupCoder, _BoundedFrontiers, _Frontiers
+from samza_kinesis_io.source import BoundedFrontiers, Frontiers, ShardGroupCoder
 from samza_kinesis_io.task import (
     AsyncStreamTask,
     ClosableTask,
@@ -51,7 +51,7 @@ class MiniatureTaskRunner(MiniatureRunner):
         coder = ShardGroupCoder()
         planner = stream_task._PlanFromCheckpoints(self.tasks, clock)
         self.elements = [coder.decode(coder.encode(group)) for group in planner.process(None)]
-        self.frontiers = _BoundedFrontiers() if self.plan.is_bounded else _Frontiers()
+        self.frontiers = BoundedFrontiers() if self.plan.is_bounded else Frontiers()
         self.books = Books()
         for index, element in enumerate(self.elements):
             frontier = self.frontiers.initial_restriction(element)

@@ -57,17 +57,17 @@ from samza_kinesis_io.runners import check_read, restriction_count
 from samza_kinesis_io.serdes import SerdeError
 from samza_kinesis_io.sink import WriteToKinesis
 from samza_kinesis_io.source import (
+    BoundedFrontiers,
     DataLossPolicy,
+    Frontiers,
+    FrontierWatermark,
     PlanShards,
     ReadFromKinesis,
+    ReadingLoop,
     ReadPlan,
     ShardGroup,
-    _advance,
-    _BoundedFrontiers,
-    _Frontiers,
-    _FrontierWatermark,
-    _group_key,
-    _ReadingLoop,
+    advance,
+    group_key,
 )
 from samza_kinesis_io.stores import ChangelogStore, StateTag
 from samza_kinesis_io.task import (
@@ -334,10 +334,10 @@ class _Refused(Exception):
     """A claim was refused: the runner has split the restriction, and this bundle ends."""
 
 
-class _TaskLoop(_ReadingLoop):
+class _TaskLoop(ReadingLoop):
     """Samza's RunLoop over the shards of a restriction.
 
-    The orders of `_ReadingLoop` hold here too: claim, process, emit, commit to the consumer, advance the watermark.
+    The orders of `ReadingLoop` hold here too: claim, process, emit, commit to the consumer, advance the watermark.
     What tasks send is gathered and emitted in batches; the watermark does not move before that, nor while an envelope
     is in flight. (Committing to the consumer before the batch is emitted is no harm: a bundle that fails in between
     comes back with fewer claims, which makes reader and tasks start anew.)
@@ -355,7 +355,7 @@ class _TaskLoop(_ReadingLoop):
             raise container.failure
         clock = self._clock
         frontier: ShardFrontier = tracker.current_restriction()
-        host = container.acquire(_group_key(element, frontier), frontier, clock.monotonic_seconds())
+        host = container.acquire(group_key(element, frontier), frontier, clock.monotonic_seconds())
         claims: int | None = None
         try:
             try:
@@ -404,7 +404,7 @@ class _TaskLoop(_ReadingLoop):
                         self._wait_for_completion(host, estimator)
                         continue
                     yield from self._emit(host)
-                    _advance(estimator, frontier.watermark_micros)
+                    advance(estimator, frontier.watermark_micros)
                     if not self._claim_evidence(evidence, tracker, estimator, attachment):
                         raise _Refused
                     frontier = self._latest(tracker)
@@ -451,7 +451,7 @@ class _TaskLoop(_ReadingLoop):
                 if len(host.messages) >= _BATCH_MESSAGES:
                     yield from self._emit(host)
                     if not host.in_flight:
-                        _advance(estimator, frontier.watermark_micros)
+                        advance(estimator, frontier.watermark_micros)
                 progressed = True
                 records_left -= len(batch.records)
                 bytes_left -= batch.size_bytes
@@ -632,7 +632,7 @@ class _TaskLoop(_ReadingLoop):
     ) -> Iterator[Any]:
         self._join(host, estimator)
         yield from self._emit(host)
-        _advance(estimator, frontier.watermark_micros)
+        advance(estimator, frontier.watermark_micros)
         # In every bundle, since the position moves with each: state must never be behind it.
         self._flush(host, attachment, frontier, tracker.current_restriction().claims)
         for runner in host.runners.values():
@@ -774,8 +774,8 @@ class _RunTasks(_TaskLoop):
     def process(
         self,
         element: ShardGroup,
-        tracker: Any = beam.DoFn.RestrictionParam(_Frontiers()),  # noqa: B008 (Beam's way)
-        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_FrontierWatermark()),  # noqa: B008
+        tracker: Any = beam.DoFn.RestrictionParam(Frontiers()),  # noqa: B008 (Beam's way)
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(FrontierWatermark()),  # noqa: B008
     ) -> Iterator[Any]:
         yield from self._read(element, tracker, estimator)
 
@@ -786,8 +786,8 @@ class _RunTasksToStop(_TaskLoop):
     def process(
         self,
         element: ShardGroup,
-        tracker: Any = beam.DoFn.RestrictionParam(_BoundedFrontiers()),  # noqa: B008
-        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_FrontierWatermark()),  # noqa: B008
+        tracker: Any = beam.DoFn.RestrictionParam(BoundedFrontiers()),  # noqa: B008
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(FrontierWatermark()),  # noqa: B008
     ) -> Iterator[Any]:
         yield from self._read(element, tracker, estimator)
 
@@ -800,8 +800,8 @@ class _RunTasksWithCheckpoints(_TaskLoop):
         self,
         element: ShardGroup,
         finalizer: Any = beam.DoFn.BundleFinalizerParam,
-        tracker: Any = beam.DoFn.RestrictionParam(_Frontiers()),  # noqa: B008
-        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_FrontierWatermark()),  # noqa: B008
+        tracker: Any = beam.DoFn.RestrictionParam(Frontiers()),  # noqa: B008
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(FrontierWatermark()),  # noqa: B008
     ) -> Iterator[Any]:
         yield from self._read(element, tracker, estimator)
         self._finalize(finalizer)
@@ -814,8 +814,8 @@ class _RunTasksWithCheckpointsToStop(_TaskLoop):
         self,
         element: ShardGroup,
         finalizer: Any = beam.DoFn.BundleFinalizerParam,
-        tracker: Any = beam.DoFn.RestrictionParam(_BoundedFrontiers()),  # noqa: B008
-        estimator: Any = beam.DoFn.WatermarkEstimatorParam(_FrontierWatermark()),  # noqa: B008
+        tracker: Any = beam.DoFn.RestrictionParam(BoundedFrontiers()),  # noqa: B008
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(FrontierWatermark()),  # noqa: B008
     ) -> Iterator[Any]:
         yield from self._read(element, tracker, estimator)
         self._finalize(finalizer)
