@@ -17,24 +17,42 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from miniature_runner import Attempt, Books, MiniatureRunner
 
-from samza_kinesis_io.aggregation import Aggregate
+from samza_kinesis_io.aggregation import Aggregate, deaggregate
 from samza_kinesis_io.errors import StaleAttachment
-from samza_kinesis_io.positions import StartingPosition
+from samza_kinesis_io.positions import StartingPosition, StopPosition
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.source import DataLossPolicy, ReadFromKinesis
 from samza_kinesis_io.testing import FakeKinesis, SimulatedClock
 from samza_kinesis_io.watermark import ArrivalTimeWatermark, EventTimeWatermark
 
 EVENT_LAG_SECONDS = 120
+STREAMS = ("flights", "weather")
 
 
 def event_time(record: KinesisRecord) -> Timestamp:
-    """Events arrive a fixed time after they happened, so that the order of arrival is the order of events."""
-    return Timestamp(micros=record.approximate_arrival_micros - EVENT_LAG_SECONDS * 1_000_000)
+    """Events arrive up to two minutes after they happened, each with a delay of its own."""
+    lag_micros = int(record.data) * 7_919_000 % (EVENT_LAG_SECONDS * 1_000_000)
+    return Timestamp(micros=record.approximate_arrival_micros - lag_micros)
+
+
+#: One record may be as much older than the one before it as their delays differ.
+BY_EVENT_TIME = EventTimeWatermark(event_time, out_of_orderness_seconds=EVENT_LAG_SECONDS)
+
+
+#: A stream's name and a shard's id: ids repeat between streams.
+Key = tuple[str, str]
+
+
+def key_of(record: KinesisRecord) -> Key:
+    return record.stream, record.shard_id
+
+
+def is_reading(machine: SourceMachine) -> bool:
+    return hasattr(machine, "runner") and not machine.runner.is_done
 
 
 class SourceMachine(RuleBasedStateMachine):
-    """One stream, one read of it, one runner, and everything that can go wrong between them."""
+    """One or two streams, one read of them, one runner, and everything that can go wrong between them."""
 
     trims = False
 
@@ -44,6 +62,8 @@ class SourceMachine(RuleBasedStateMachine):
         per_get=st.sampled_from([1, 3, 10_000]),
         per_bundle=st.sampled_from([1, 4, 10_000]),
         start=st.sampled_from(["horizon", "latest"]),
+        stop_after=st.sampled_from([None, None, None, 0.0, 2.0, 90.0]),
+        streams=st.sampled_from([1, 1, 2]),
         by_event_time=st.booleans(),
         seed=st.integers(0, 1 << 16),
     )
@@ -54,26 +74,36 @@ class SourceMachine(RuleBasedStateMachine):
         per_get: int,
         per_bundle: int,
         start: str,
+        stop_after: float | None,
+        streams: int,
         by_event_time: bool,
         seed: int,
     ) -> None:
         self.clock = SimulatedClock()
         self.fake = FakeKinesis(clock=self.clock)
-        self.fake.create_stream("flights", shards=shards)
+        self.streams = STREAMS[:streams]
+        for stream in self.streams:
+            self.fake.create_stream(stream, shards=shards)
         self.rng = random.Random(seed)
+        self.behind_stop: set[int] = set()
         self.count = 0
         self.may_be_lost: set[int] = set()
-        self.parents: dict[str, tuple[str, ...]] = {}
+        self.parents: dict[Key, tuple[Key, ...]] = {}
         self.zombies: list[Attempt] = []
         self.clock.advance(1)
+        self.stop_seconds = None if stop_after is None else self.clock.now_seconds() + stop_after
+        stop = None
+        if self.stop_seconds is not None:
+            stop = StopPosition.at_timestamp(Timestamp(micros=round(self.stop_seconds * 1e6)))
         read = ReadFromKinesis(
-            "flights",
+            list(self.streams),
             starting_position=StartingPosition.latest() if start == "latest" else StartingPosition.trim_horizon(),
+            stop_at=stop,
             client=self.fake.factory(),
             clock=self.clock,
             max_records_per_get=per_get,
             bundle_records=per_bundle,
-            watermark=EventTimeWatermark(event_time) if by_event_time else ArrivalTimeWatermark(),
+            watermark=BY_EVENT_TIME if by_event_time else ArrivalTimeWatermark(),
             on_data_loss=DataLossPolicy.CONTINUE,
         )
         self.restrictions = 1 if self.trims else restrictions
@@ -82,11 +112,15 @@ class SourceMachine(RuleBasedStateMachine):
         self._learn_parents()
 
     def _learn_parents(self) -> None:
-        for shard in self.fake.shards("flights"):
-            self.parents[shard.shard_id] = shard.parents
+        for stream in self.streams:
+            for shard in self.fake.shards(stream):
+                self.parents[stream, shard.shard_id] = tuple((stream, parent) for parent in shard.parents)
 
-    def _open(self) -> list[str]:
-        shards = [s for s in self.fake.shards("flights") if not s.is_closed]
+    def _stream(self) -> str:
+        return self.rng.choice(self.streams)
+
+    def _open(self, stream: str) -> list[str]:
+        shards = [s for s in self.fake.shards(stream) if not s.is_closed]
         return [s.shard_id for s in sorted(shards, key=lambda s: s.hash_key_range.start)]
 
     def _element(self) -> int:
@@ -94,11 +128,17 @@ class SourceMachine(RuleBasedStateMachine):
 
     # The stream.
 
+    def _number(self) -> bytes:
+        """Return the next record's data, and know whether it arrives too late for the stop."""
+        if self.stop_seconds is not None and round(self.clock.now_seconds(), 3) >= round(self.stop_seconds, 6):
+            self.behind_stop.add(self.count)
+        self.count += 1
+        return str(self.count - 1).encode()
+
     @rule(count=st.integers(1, 6))
     def put(self, count: int) -> None:
         for _ in range(count):
-            self.fake.put("flights", str(self.count).encode(), partition_key=f"k{self.rng.randrange(50)}")
-            self.count += 1
+            self.fake.put(self._stream(), self._number(), partition_key=f"k{self.rng.randrange(50)}")
             self.clock.advance(0.001)
 
     @rule(count=st.integers(2, 6))
@@ -106,25 +146,36 @@ class SourceMachine(RuleBasedStateMachine):
         aggregate = Aggregate()
         key = f"k{self.rng.randrange(50)}"
         for _ in range(count):
-            assert aggregate.add(key, None, str(self.count).encode())
-            self.count += 1
+            assert aggregate.add(key, None, self._number())
         data, partition_key, explicit_hash_key = aggregate.encode()
-        self.fake.put("flights", data, partition_key=partition_key, explicit_hash_key=explicit_hash_key)
+        self.fake.put(self._stream(), data, partition_key=partition_key, explicit_hash_key=explicit_hash_key)
         self.clock.advance(0.001)
 
     @rule()
     def split_shard(self) -> None:
-        if len(self._open()) < 12:
-            self.fake.split("flights", self.rng.choice(self._open()))
+        stream = self._stream()
+        if len(self._open(stream)) < 12:
+            self.fake.split(stream, self.rng.choice(self._open(stream)))
             self._learn_parents()
 
     @rule()
     def merge_shards(self) -> None:
-        shards = self._open()
+        stream = self._stream()
+        shards = self._open(stream)
         if len(shards) > 1:
             at = self.rng.randrange(len(shards) - 1)
-            self.fake.merge("flights", shards[at], shards[at + 1])
+            self.fake.merge(stream, shards[at], shards[at + 1])
             self._learn_parents()
+
+    @rule()
+    def update_shard_count(self) -> None:
+        """Opens and closes shards that never hold anything."""
+        stream = self._stream()
+        count = len(self._open(stream))
+        target = self.rng.randint((count + 1) // 2, min(2 * count, 8) if count < 8 else count)
+        params = {"StreamName": stream, "TargetShardCount": target, "ScalingType": "UNIFORM_SCALING"}
+        self.fake.call("UpdateShardCount", params)
+        self._learn_parents()
 
     @rule(seconds=st.sampled_from([0.05, 0.6, 5.0, 61.0, 400.0]))
     def let_time_pass(self, seconds: float) -> None:
@@ -132,19 +183,24 @@ class SourceMachine(RuleBasedStateMachine):
 
     # The runner.
 
+    @precondition(lambda self: is_reading(self))
     @rule(bundles=st.integers(1, 6))
     def run_bundles(self, bundles: int) -> None:
         for _ in range(bundles):
-            self.runner.bundle(self._element())
+            if not self.runner.is_done:
+                self.runner.bundle(self._element())
 
+    @precondition(lambda self: is_reading(self))
     @rule(after=st.integers(0, 3))
     def downstream_fails(self, after: int) -> None:
         self.runner.failing_bundle(self._element(), after_batches=after)
 
+    @precondition(lambda self: is_reading(self))
     @rule(after=st.integers(0, 3))
     def runner_splits(self, after: int) -> None:
         self.runner.split_bundle(self._element(), after_batches=after)
 
+    @precondition(lambda self: is_reading(self))
     @rule(steps=st.integers(0, 2))
     def attempt_is_abandoned(self, steps: int) -> None:
         attempt = self.runner.begin(self._element())
@@ -164,6 +220,20 @@ class SourceMachine(RuleBasedStateMachine):
                 pass
         except StaleAttachment:
             pass
+
+    @precondition(lambda self: len(getattr(self, "zombies", ())) > 1)
+    @rule(steps=st.integers(1, 6))
+    def abandoned_attempts_go_on_side_by_side(self, steps: int) -> None:
+        for _ in range(steps):
+            zombie = self.rng.choice(self.zombies)
+            try:
+                if self.rng.random() < 0.2:
+                    zombie.tracker.try_split(0.0)
+                self.runner.step(zombie)
+            except StaleAttachment:
+                self.zombies.remove(zombie)
+                if not self.zombies:
+                    return
 
     @rule()
     def checkpoint(self) -> None:
@@ -216,26 +286,27 @@ class SourceMachine(RuleBasedStateMachine):
         numbers = [int(e.record.data) for e in emitted]
         assert len(set(numbers)) == len(numbers), "a record was repeated"
         assert not [e for e in emitted if e.arrived_late], "the watermark passed a record that was still to come"
-        last: dict[str, tuple[int, int]] = {}
+        assert not self.behind_stop.intersection(numbers), "a record behind the stop was read"
+        last: dict[Key, tuple[int, int]] = {}
         for e in emitted:
             at = (int(e.record.sequence_number), e.record.sub_sequence_number)
-            assert at > last.get(e.record.shard_id, (0, -1)), "a shard's records are out of order"
-            last[e.record.shard_id] = at
+            assert at > last.get(key_of(e.record), (0, -1)), "a shard's records are out of order"
+            last[key_of(e.record)] = at
         if self.restrictions == 1:
             self._check_lineage()
 
     def _check_lineage(self) -> None:
-        first: dict[str, int] = {}
-        final: dict[str, int] = {}
+        first: dict[Key, int] = {}
+        final: dict[Key, int] = {}
         for place, e in enumerate(self.runner.books.emitted):
-            first.setdefault(e.record.shard_id, place)
-            final[e.record.shard_id] = place
+            first.setdefault(key_of(e.record), place)
+            final[key_of(e.record)] = place
         for shard, place in first.items():
             for ancestor in self._ancestors(shard):
                 assert final.get(ancestor, -1) < place, f"{shard} was read before the end of {ancestor}"
 
-    def _ancestors(self, shard: str) -> set[str]:
-        found: set[str] = set()
+    def _ancestors(self, shard: Key) -> set[Key]:
+        found: set[Key] = set()
         left = list(self.parents.get(shard, ()))
         while left:
             parent = left.pop()
@@ -248,10 +319,12 @@ class SourceMachine(RuleBasedStateMachine):
         if not hasattr(self, "runner"):
             return
         self.fake.faults.clear()
-        self.clock.advance(30)
+        self.clock.advance(30 if self.stop_seconds is None else 150)
         self.runner.run(idle_rounds=150)
         self.books_are_in_order_and_in_time()
-        missing = set(range(self.count)) - set(self.runner.numbers) - self.may_be_lost
+        if self.stop_seconds is not None:
+            assert self.runner.is_done, "a bounded read must end"
+        missing = set(range(self.count)) - set(self.runner.numbers) - self.may_be_lost - self.behind_stop
         assert not missing, f"lost: {sorted(missing)}"
         self.runner.new_process()
 
@@ -263,22 +336,22 @@ class TrimmingMachine(SourceMachine):
 
     @rule()
     def records_are_trimmed(self) -> None:
-        kept = self.runner.numbers
-        for record in self.fake.records("flights"):
-            self._lose(record)
-        self.fake.trim("flights")
+        self._everything_may_be_lost()
+        for stream in self.streams:
+            self.fake.trim(stream)
         self.clock.advance(0.01)
-        del kept
 
     @rule()
     def a_day_passes(self) -> None:
-        for record in self.fake.records("flights"):
-            self._lose(record)
+        self._everything_may_be_lost()
         self.clock.advance(25 * 3600)
 
-    def _lose(self, record: KinesisRecord) -> None:
-        from samza_kinesis_io.aggregation import deaggregate
+    def _everything_may_be_lost(self) -> None:
+        for stream in self.streams:
+            for record in self.fake.records(stream):
+                self._lose(record)
 
+    def _lose(self, record: KinesisRecord) -> None:
         apart = deaggregate(record)
         for user in [record] if apart is None else apart.records:
             self.may_be_lost.add(int(user.data))
