@@ -81,10 +81,8 @@ def read_boto3(endpoint: str, args: argparse.Namespace) -> None:
     """What one writes first: GetRecords in a loop, records thrown away."""
     client = _boto3(endpoint)
     shard_ids = [s["ShardId"] for s in client.list_shards(StreamName=STREAM)["Shards"]]
-    iterators = [
-        client.get_shard_iterator(StreamName=STREAM, ShardId=shard_id, ShardIteratorType="TRIM_HORIZON")["ShardIterator"]
-        for shard_id in shard_ids
-    ]
+    horizon = {"StreamName": STREAM, "ShardIteratorType": "TRIM_HORIZON"}
+    iterators = [client.get_shard_iterator(ShardId=s, **horizon)["ShardIterator"] for s in shard_ids]
     while True:
         for i, iterator in enumerate(iterators):
             answer = client.get_records(ShardIterator=iterator, Limit=10_000)
@@ -201,11 +199,9 @@ def count_one(record: Any) -> None:
         METER.reached(record.data if hasattr(record, "data") else record.element.data)
 
 
-# Writing
-
-
 def read_nothing(endpoint: str, args: argparse.Namespace) -> None:
     """The pipeline with nobody writing: for what idling costs. Prints CPU seconds per second and ends after a while."""
+
     def watch() -> None:
         time.sleep(args.warm_seconds)
         cpu, wall = time.process_time(), time.perf_counter()
@@ -217,6 +213,9 @@ def read_nothing(endpoint: str, args: argparse.Namespace) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     read_ours(endpoint, args)
+
+
+# Writing
 
 
 def write_boto3(endpoint: str, args: argparse.Namespace) -> None:
@@ -246,9 +245,7 @@ def write_client(endpoint: str, args: argparse.Namespace) -> None:
 def _sink(endpoint: str, *, aggregate: bool = False) -> Any:
     from samza_kinesis_io import ClientConfig, WriteToKinesis
 
-    return WriteToKinesis(
-        STREAM, client=ClientConfig(region="us-east-1", endpoint_url=endpoint), aggregate=aggregate
-    )
+    return WriteToKinesis(STREAM, client=ClientConfig(region="us-east-1", endpoint_url=endpoint), aggregate=aggregate)
 
 
 def _messages(args: argparse.Namespace, keys: int = 500) -> list[Any]:
@@ -258,15 +255,30 @@ def _messages(args: argparse.Namespace, keys: int = 500) -> list[Any]:
     return [OutgoingRecord(data, f"key-{i:05d}") for i in range(keys)]
 
 
-def write_ours(endpoint: str, args: argparse.Namespace, *, aggregate: bool = False) -> None:
-    """The whole pipeline: an endless bundle into WriteToKinesis on the FnApiRunner, `written` into a fused count."""
+def counted(messages: list[Any]) -> Iterator[Any]:
+    for message in itertools.cycle(messages):
+        count_one(message)
+        yield message
+
+
+def write_ours(endpoint: str, args: argparse.Namespace, *, aggregate: bool = False, written: bool = False) -> None:
+    """The whole pipeline: an endless bundle into WriteToKinesis on the FnApiRunner.
+
+    Counted before the sink, which blocks while too much is in flight; or, with `written`, what it acknowledged.
+    """
     import apache_beam as beam
 
     messages = _messages(args, 1 if aggregate else 500)
+    source = itertools.cycle if written else counted
     with beam.Pipeline("FnApiRunner", options=_streaming()) as pipeline:
-        elements = pipeline | beam.Impulse() | beam.FlatMap(lambda _: itertools.cycle(messages))
+        elements = pipeline | beam.Impulse() | beam.FlatMap(lambda _: source(messages))
         result = elements | _sink(endpoint, aggregate=aggregate)
-        result.written | beam.FlatMap(count_one)
+        if written:
+            result.written | beam.FlatMap(count_one)
+
+
+def write_ours_counted(endpoint: str, args: argparse.Namespace) -> None:
+    write_ours(endpoint, args, written=True)
 
 
 def write_ours_aggregated(endpoint: str, args: argparse.Namespace) -> None:
@@ -307,6 +319,17 @@ def write_bundles(endpoint: str, args: argparse.Namespace) -> None:
     threads[0].join()
 
 
+class Unthrottled:
+    """Stands for both of async-kinesis's throttles, and lets everything pass."""
+
+    def __call__(self, **_: Any) -> Unthrottled:
+        return self
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: Any) -> None: ...
+
+
 def write_async_kinesis(endpoint: str, args: argparse.Namespace) -> None:
     """With its throttles off, which cost it most of its time: the bandwidth check alone sums a log for each record."""
     from kinesis import Producer
@@ -320,7 +343,7 @@ def write_async_kinesis(endpoint: str, args: argparse.Namespace) -> None:
             use_list_shards=True, put_rate_limit_per_shard=10**9, put_bandwidth_limit_per_shard=1024,
         )  # fmt: skip
         async with producer:
-            producer.put_rate_throttle = producer.put_bandwidth_throttle = None
+            producer.put_rate_throttle = producer.put_bandwidth_throttle = Unthrottled()
             for i in itertools.cycle(range(500)):
                 await producer.put(data, partition_key=f"key-{i:05d}")
                 METER.seen += 1
@@ -340,6 +363,7 @@ CLIENTS: dict[str, Callable[[str, argparse.Namespace], None]] = {
     "write-boto3": write_boto3,
     "write-client": write_client,
     "write-ours": write_ours,
+    "write-ours-counted": write_ours_counted,
     "write-ours-aggregated": write_ours_aggregated,
     "write-bundles": write_bundles,
     "write-async-kinesis": write_async_kinesis,

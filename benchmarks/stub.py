@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from pathlib import Path
 
@@ -46,11 +46,14 @@ class Template:
     """The body of a GetRecords answer, and where the digits are that change from one answer to the next."""
 
     def __init__(self, payload: bytes, count: int, *, silent: bool = False) -> None:
-        head = f'{{"NextShardIterator":"000000-00000000-{_PAD}","MillisBehindLatest":{0 if silent else 60000},"Records":['
+        lag = 0 if silent else 60_000
+        head = f'{{"NextShardIterator":"000000-00000000-{_PAD}","MillisBehindLatest":{lag},"Records":['
         arrival = round(time.time()) - 60
+        data = base64.b64encode(payload).decode()
+        prefix = SEQUENCE_PREFIX + "0" * ANSWER_DIGITS
         texts = [
-            '{"SequenceNumber":"%s%s%05d","ApproximateArrivalTimestamp":%d.%03d,"Data":"%s","PartitionKey":"key-%05d"}'
-            % (SEQUENCE_PREFIX, "0" * ANSWER_DIGITS, i, arrival, i % 1000, base64.b64encode(payload).decode(), i)
+            f'{{"SequenceNumber":"{prefix}{i:05d}","ApproximateArrivalTimestamp":{arrival}.{i % 1000:03d},'
+            f'"Data":"{data}","PartitionKey":"key-{i:05d}"}}'
             for i in range(0 if silent else count)
         ]
         body = head + ",".join(texts) + "]}"
@@ -122,7 +125,7 @@ class Stub:
     def serve(self, connection: socket.socket) -> None:
         answer: Answer | None = None
         received = bytearray()
-        with connection:
+        with connection, suppress(ConnectionError):  # clients end when they have enough
             while True:
                 while (end := received.find(b"\r\n\r\n")) < 0:
                     if not (part := connection.recv(1 << 18)):
