@@ -1,4 +1,4 @@
-"""A runner in miniature: it drives the SDF of `ReadFromKinesis` as a generator, on a simulated clock.
+"""A runner in miniature: it drives the SDF of `ReadFromKinesis` as a generator, mostly on a simulated clock.
 
 It keeps what a runner keeps (a restriction and an estimator state per element, as bytes) and can fail in the ways in
 which runners fail. Output is exactly once *in its own books*: what a failed bundle emitted is struck out, and
@@ -23,6 +23,7 @@ from apache_beam.runners.sdf_utils import (
 from apache_beam.utils.timestamp import Timestamp
 
 from samza_kinesis_io import consumer as consumer_module
+from samza_kinesis_io.clock import Clock
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.restriction import ShardFrontier, ShardFrontierCoder
 from samza_kinesis_io.source import (
@@ -30,13 +31,13 @@ from samza_kinesis_io.source import (
     Frontiers,
     PlanShards,
     ReadFromKinesis,
+    ReadPlan,
     ReadShards,
     ReadShardsToStop,
     RecordBatchCoder,
     ShardGroup,
     ShardGroupCoder,
 )
-from samza_kinesis_io.testing import SimulatedClock
 
 
 @dataclass(frozen=True)
@@ -84,23 +85,37 @@ class MiniatureRunner:
     """Plans a read and runs its restrictions, one bundle at a time.
 
     Args:
-        clock: Simulated; every wait of the source moves it.
+        clock: If it is simulated, every wait of the source moves it.
         read: The transform. `restrictions` is what a runner would give it.
     """
 
-    def __init__(self, clock: SimulatedClock, read: ReadFromKinesis, *, restrictions: int = 1) -> None:
-        self.clock = clock
-        self.plan = pickle.loads(pickle.dumps(read.plan(restrictions)))
-        self.elements: list[ShardGroup] = []
+    def __init__(self, clock: Clock, read: ReadFromKinesis, *, restrictions: int = 1) -> None:
+        plan = pickle.loads(pickle.dumps(read.plan(restrictions)))
         coder = ShardGroupCoder()
-        for group in PlanShards(self.plan, clock).process(None):
-            self.elements.append(coder.decode(coder.encode(group)))
-        self.frontiers = BoundedFrontiers() if self.plan.is_bounded else Frontiers()
-        self.books = Books()
+        groups = [coder.decode(coder.encode(group)) for group in PlanShards(plan, clock).process(None)]
+        self._begin(clock, plan, groups, Books())
         for index, element in enumerate(self.elements):
             frontier = self.frontiers.initial_restriction(element)
             self._keep(index, frontier, frontier.watermark_micros)
+
+    def _begin(self, clock: Clock, plan: ReadPlan, elements: list[ShardGroup], books: Books) -> None:
+        self.clock = clock
+        self.plan = plan
+        self.elements = elements
+        self.books = books
+        self.frontiers = BoundedFrontiers() if plan.is_bounded else Frontiers()
         self.dofn = self._new_dofn()
+
+    def saved(self) -> bytes:
+        """Return everything a runner keeps of a job."""
+        return pickle.dumps((self.plan, self.elements, self.books))
+
+    @classmethod
+    def resumed(cls, clock: Clock, saved: bytes) -> MiniatureRunner:
+        """Go on, in another process maybe, with a job that was saved."""
+        runner = cls.__new__(cls)
+        runner._begin(clock, *pickle.loads(saved))
+        return runner
 
     def _new_dofn(self) -> Any:
         cls = ReadShardsToStop if self.plan.is_bounded else ReadShards

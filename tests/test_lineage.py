@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lineages import assert_parents_first
 from miniature_runner import MiniatureRunner
 from numbered_stream import Stream
 
@@ -22,20 +23,6 @@ from samza_kinesis_io.testing import FakeKinesis, SimulatedClock
 
 def shards_read(runner: MiniatureRunner) -> list[str]:
     return [e.record.shard_id for e in runner.books.emitted]
-
-
-def assert_parents_first(stream: Stream, runner: MiniatureRunner) -> None:
-    """No record of a shard comes before the last one of any of its ancestors that is still listed."""
-    parents = {s.shard_id: s.parents for s in stream.fake.shards("flights")}
-    order = shards_read(runner)
-    first = {shard: order.index(shard) for shard in set(order)}
-    last = {shard: len(order) - 1 - order[::-1].index(shard) for shard in set(order)}
-    for shard, place in first.items():
-        left = list(parents.get(shard, ()))
-        while left:
-            parent = left.pop()
-            assert last.get(parent, -1) < place, f"{shard} before the end of {parent}"
-            left.extend(parents.get(parent, ()))
 
 
 def reshard(stream: Stream, rng: random.Random) -> None:
@@ -110,7 +97,7 @@ def test_a_stream_resharded_before_the_start_is_read_in_the_order_of_its_generat
     runner = stream.read(max_records_per_get=3)
     runner.run()
     assert sorted(runner.numbers) == list(range(90))
-    assert_parents_first(stream, runner)
+    assert_parents_first(stream.fake.shards("flights"), shards_read(runner))
 
 
 def test_ten_rounds_of_resharding_while_it_reads() -> None:
@@ -124,7 +111,7 @@ def test_ten_rounds_of_resharding_while_it_reads() -> None:
             runner.bundle()
     runner.run()
     assert sorted(runner.numbers) == list(range(120))
-    assert_parents_first(stream, runner)
+    assert_parents_first(stream.fake.shards("flights"), shards_read(runner))
 
 
 @pytest.mark.parametrize("script", range(4))
@@ -141,7 +128,7 @@ def test_stop_and_restart_after_each_step_of_a_random_script(script: int) -> Non
         runner.new_process()
         runner.run()
         assert sorted(runner.numbers) == list(range(expected))
-    assert_parents_first(stream, runner)
+    assert_parents_first(stream.fake.shards("flights"), shards_read(runner))
 
 
 def test_children_listed_before_their_parents_still_wait_for_them() -> None:
@@ -265,7 +252,7 @@ def test_update_shard_count_leaves_shards_that_never_held_anything() -> None:
     stream.put(20)
     runner.run()
     assert sorted(runner.numbers) == list(range(100))
-    assert_parents_first(stream, runner)
+    assert_parents_first(stream.fake.shards("flights"), shards_read(runner))
 
 
 def test_a_parent_that_was_trimmed_before_the_start_is_not_waited_for() -> None:
@@ -295,7 +282,7 @@ def test_a_merge_child_with_one_trimmed_parent_waits_for_the_other() -> None:
     assert {s.shard_id for s in runner.frontier().shards} == {lower, second, child}
     runner.run()
     assert sorted(runner.numbers) == sorted(left)
-    assert_parents_first(stream, runner)
+    assert_parents_first(stream.fake.shards("flights"), shards_read(runner))
 
 
 def test_several_restrictions_and_a_trimmed_generation_need_one_restriction_and_say_so() -> None:
@@ -445,4 +432,4 @@ def test_any_history_is_read_once_and_in_order_from_its_end(seed: int, restricti
     runner.run()
     assert sorted(runner.numbers) == expected
     if restrictions == 1:
-        assert_parents_first(stream, runner)
+        assert_parents_first(stream.fake.shards("flights"), shards_read(runner))
