@@ -409,6 +409,19 @@ class _Bundle:
         weakref.finalize(self, producer.abandon, self.source).atexit = False
 
 
+class _Windows(tuple[Any, ...]):
+    """Windows that stay what they are.
+
+    Beam multiplies the windows of a WindowedValue that `process` returns by the number of the current element's own
+    (`windows *= n` in `_OutputHandler`), which would give a result of another element n times.
+    """
+
+    __slots__ = ()
+
+    def __imul__(self, number: object) -> _Windows:
+        return self
+
+
 class _WriteFn(beam.DoFn):
     """Module level, so that it pickles by reference."""
 
@@ -444,7 +457,7 @@ class _WriteFn(beam.DoFn):
                 raise
             self._counted.failed.inc()
             failed = FailedRecord(element, stream.name if stream else "", refusal.code, str(refusal), 0)
-            return [pvalue.TaggedOutput(_FAILED, windowed_value.with_value(failed))]
+            return [pvalue.TaggedOutput(_FAILED, failed)]  # Beam gives it the element's windows and timestamp
         if self._settings.aggregate:
             self._send_aggregated(bundle, stream, self._aggregator(bundle, stream).add(entry, windowed_value))
         else:
@@ -454,7 +467,12 @@ class _WriteFn(beam.DoFn):
         if self._sent % _EMIT_RECORDS:
             return ()
         # A bundle may be endless for our purposes (a batch of millions): results must not pile up until it ends.
-        return self._outputs(bundle.producer.settled(bundle.source))
+        outputs = self._outputs(bundle.producer.settled(bundle.source))
+        if len(windowed_value.windows) != 1:
+            for output in outputs:
+                settled = output.value if isinstance(output, pvalue.TaggedOutput) else output
+                settled.windows = _Windows(settled.windows)
+        return outputs
 
     def finish_bundle(self) -> Iterable[Any]:
         bundle = self._bundle

@@ -84,7 +84,9 @@ def written(outputs: Iterable[Any]) -> list[Any]:
 
 
 def failed(outputs: Iterable[Any]) -> list[FailedRecord]:
-    return [o.value.value for o in outputs if isinstance(o, TaggedOutput)]
+    """From `process` as they are, and in their windows from `finish_bundle`."""
+    values = [o.value for o in outputs if isinstance(o, TaggedOutput)]
+    return [v.value if isinstance(v, WindowedValue) else v for v in values]
 
 
 def data_of(fake: FakeKinesis, stream: str = "delays") -> list[bytes]:
@@ -491,6 +493,34 @@ class TestPipelines:
                 result.written | beam.ParDo(_Describe()), equal_to([(b"a", 5, 5), (b"a", 5, 0)]), reify_windows=False
             )
         assert data_of(live) == [b"a"]
+
+    def test_early_results_of_elements_of_several_windows_are_in_each_window_once(self, live: FakeKinesis) -> None:
+        """Those that `process` hands on while the bundle goes on, and what it refuses at once."""
+        with fn_api_pipeline() as p:
+            result = (
+                p
+                | beam.Create([0])
+                | beam.FlatMap(lambda _: range(2000))
+                | beam.Map(lambda n: window.TimestampedValue(n, 5))
+                | beam.WindowInto(window.SlidingWindows(10, 5))
+                | WriteToKinesis(
+                    "delays",
+                    client=live.factory(),
+                    serializer=lambda n: b"%d" % n if n % 1000 else "text",
+                    max_in_flight_bytes=50_000,
+                    dead_letters=True,
+                )
+            )
+            assert_that(
+                result.written | "describe written" >> beam.ParDo(_Describe()),
+                equal_to([(n, 5, start) for n in range(2000) if n % 1000 for start in (0, 5)]),
+                "written",
+            )
+            assert_that(
+                result.failed | "describe failed" >> beam.ParDo(_Describe()),
+                equal_to([(n, 5, start) for n in (0, 1000) for start in (0, 5)]),
+                "failed",
+            )
 
     def test_results_survive_another_stage(self, live: FakeKinesis) -> None:
         with fn_api_pipeline() as p:
