@@ -444,7 +444,8 @@ class Outbox:
             lane = record.lane
             if lane is not None:
                 probed[id(lane)] = lane
-            if outcome.error_code is not None:
+            # Neither error nor sequence number: nobody has said that it was written.
+            if outcome.error_code is not None or not outcome.sequence_number:
                 failed.append((record, outcome))
                 continue
             record.shard_id = outcome.shard_id
@@ -456,7 +457,7 @@ class Outbox:
         throttled: dict[str | None, list[PendingRecord]] = {}
         delayed: list[PendingRecord] = []
         for record, outcome in failed:
-            code = outcome.error_code or ""
+            code = outcome.error_code or "IncompleteAnswer"
             if not self._may_try_again(record, code, outcome.error_message, now):
                 continue
             error = classify(

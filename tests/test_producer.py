@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import signal
@@ -243,6 +244,17 @@ class TestFailures:
         assert failed[0].attempts > 1
         assert rig.written() == [b"a", b"c"]
 
+    def test_an_entry_without_sequence_number_and_without_error_is_not_delivered(self, rig: Rig) -> None:
+        """As a proxy or an emulator may answer; nobody has said that the record was written, so it is sent again."""
+        producer = KinesisSystemProducer(
+            SilentFactory(rig.fake.factory()), options=INLINE, clock=rig.clock, rng=random.Random(3)
+        )
+        producer.register("bundle")
+        producer.send("bundle", FLIGHTS, PutEntry(b"a", "k"), b"a")
+        (delivery,) = producer.flush("bundle")
+        assert delivery.sequence_number == rig.fake.records("flights")[-1].sequence_number
+        assert delivery.attempts == 2
+
     def test_throttled_records_are_tried_until_the_stream_takes_them(self) -> None:
         """One shard takes 1,000 records a second; five thousand need four seconds and a bit."""
         rig = Rig(shards=1, enforce_limits=True)
@@ -416,6 +428,22 @@ def test_a_wrong_option_is_named_with_its_value(option: str, value: float) -> No
 class BrokenFactory:
     def connect(self, stream: StreamId | None = None) -> KinesisClient:
         raise ConfigurationError("no region is known")
+
+
+@dataclass(frozen=True)
+class SilentFactory:
+    """Its first answer says nothing about any record."""
+
+    inner: FakeClientFactory
+
+    def connect(self, stream: StreamId | None = None) -> KinesisClient:
+        client = self.inner.connect(stream)
+        put_records = client.put_records
+        answers: Iterator[Callable[[list[PutOutcome]], list[PutOutcome]]] = itertools.chain(
+            [lambda outcomes: [PutOutcome() for _ in outcomes]], itertools.repeat(lambda outcomes: outcomes)
+        )
+        client.put_records = lambda *request: next(answers)(put_records(*request))  # type: ignore[method-assign]
+        return client
 
 
 @dataclass
