@@ -521,6 +521,10 @@ class ShardPoller:
                 self._fresh_iterators += 1
                 self._renew_iterator = True
         until = round((answer.server_time_seconds * 1000 - lag) * 1000)
+        if answer.records and (lag > 0 or len(answer.records) >= self.limit):
+            # More is to come, and emulators count the lag from the newest record, not from now: one behind these may
+            # be hardly younger than they are.
+            until = min(until, answer.records[-1].approximate_arrival_micros)
         self._read_until_micros = until if self._read_until_micros is None else max(until, self._read_until_micros)
         retention = self._retention_seconds or MIN_RETENTION_SECONDS
         if not self._is_older_than(retention - 300, answer.server_time_seconds):

@@ -169,6 +169,27 @@ def test_an_answer_proves_arrivals_up_to_the_services_time_less_its_lag() -> Non
     assert not fetched.was_empty
 
 
+@pytest.mark.parametrize(("lag", "limit"), [(300, 10_000), (0, 2)])
+def test_while_more_is_to_come_an_answer_proves_no_more_than_its_last_record(lag: int, limit: int) -> None:
+    """kinesis-local counts the lag from the newest record, not from now; so it is 0 among records of one moment."""
+    driver = Driver(max_records_per_get=limit)
+    driver.now += 100
+    driver.seek()
+    driver.wait()
+    old = [KinesisRecord(b"x", str(n), "key", NOW + 40) for n in (7, 8)]
+    answer = RecordsAnswer(
+        records=old,
+        next_shard_iterator="next",
+        millis_behind_latest=lag,
+        child_shards=(),
+        server_time_seconds=driver.epoch,
+        size_bytes=2,
+    )
+    fetched = driver.poller.on_answer(answer, driver.now)
+    assert fetched is not None
+    assert fetched.read_until_micros == (int(NOW) + 40) * 1_000_000
+
+
 def test_an_answer_without_a_lag_proves_nothing() -> None:
     fetched = Driver().answer(7, lag=None)
     assert fetched is not None
