@@ -256,6 +256,72 @@ def test_shards_take_turns_and_a_hot_one_starves_none() -> None:
     assert last_calm < 1000
 
 
+def test_a_shard_that_fails_holds_no_other() -> None:
+    inline = Inline(shards=3)
+    shards = [s.shard_id for s in inline.fake.shards("flights")]
+    inline.fake.faults.throttle("GetShardIterator", times=None, where=lambda p: p["ShardId"] == shards[0])
+    for shard in shards:
+        inline.put(b"1", b"2", shard_id=shard)
+    attached = reading(inline.consumer, inline.fake)
+    attached.read(4)
+    attached.attachment.wait(60)
+    assert attached.take() is None
+    inline.fake.faults.clear()
+    attached.read(6)
+
+
+def test_max_records_per_get_is_what_is_asked_for() -> None:
+    inline = Inline()
+    inline.put(*[b"%d" % i for i in range(10)])
+    attached = reading(inline.consumer, inline.fake, max_records_per_get=4)
+    attached.read(10)
+    assert {c.params["Limit"] for c in inline.fake.log if c.operation == "GetRecords"} == {4}
+
+
+def test_a_finished_shard_is_gone_from_the_gauges() -> None:
+    inline = Inline(shards=2)
+    shards = [s.shard_id for s in inline.fake.shards("flights")]
+    inline.put(b"1", b"2", shard_id=shards[0])
+    inline.clock.advance(100)
+    attached = reading(inline.consumer, inline.fake, max_records_per_get=1)
+    attached.read(1)
+    lag = attached.attachment.max_millis_behind_latest()
+    assert lag is not None
+    assert lag >= 100_000
+    assert attached.attachment.shards_open() == 2
+    inline.fake.split("flights", shards[0])
+    attached.read(2)
+    while attached.attachment.shards_open() > 1:
+        attached.attachment.wait(1)
+        attached.take()
+    attached.attachment.wait(1)
+    assert attached.attachment.max_millis_behind_latest() == 0
+
+
+def test_the_lag_of_an_idle_stream_stays_zero() -> None:
+    inline = Inline()
+    attached = reading(inline.consumer, inline.fake)
+    for _ in range(5):
+        attached.attachment.wait(600)
+        assert attached.attachment.max_millis_behind_latest() == 0
+
+
+def test_the_backlog_is_lag_by_rate() -> None:
+    """What an autoscaling runner sees as the restriction's size."""
+    inline = Inline(enforce_limits=True)
+    for _ in range(200):
+        inline.fake.put("flights", b"x" * KIB)
+        inline.clock.advance(1)
+    attached = reading(inline.consumer, inline.fake, limits=ReadLimits(), max_records_per_get=10)
+    key = (attached.config.uid, 0, b"")
+    assert inline.consumer.backlog_bytes(key, attached.tracker.current_restriction()) is None, "nothing is known"
+    attached.read(100)
+    backlog = inline.consumer.backlog_bytes(key, attached.tracker.current_restriction())
+    assert backlog is not None
+    # Half of the records lie behind; they are read at 50 KiB/s, and the lag is about 100 s.
+    assert backlog == pytest.approx(100 * 50 * KIB, rel=0.3)
+
+
 def test_idle_shards_leave_one_piece_of_evidence_however_long_nobody_asks() -> None:
     inline = Inline(shards=1)
     attached = reading(inline.consumer, inline.fake, poll_interval_seconds=0.5)

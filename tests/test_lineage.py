@@ -225,6 +225,20 @@ def test_a_restart_from_a_checkpoint_exactly_at_a_shards_end() -> None:
     assert sorted(runner.numbers) == list(range(20))
 
 
+def test_a_restart_with_one_child_begun_reads_neither_the_parent_nor_that_child_again() -> None:
+    stream = Stream()
+    stream.put(10)
+    lower, upper = stream.fake.split("flights", stream.open_shards[0])
+    stream.put(10, shard_id=lower)
+    stream.put(10, shard_id=upper)
+    runner = stream.read(bundle_records=3, max_records_per_get=3)
+    while len(set(shards_read(runner))) < 2:
+        runner.bundle()
+    runner.new_process()
+    runner.run()
+    assert sorted(runner.numbers) == list(range(30))
+
+
 def test_a_bundle_that_fails_behind_a_shards_end_reads_that_end_again() -> None:
     stream = Stream()
     stream.put(3)

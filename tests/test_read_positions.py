@@ -6,7 +6,7 @@ import pytest
 from apache_beam.utils.timestamp import Duration, Timestamp
 from numbered_stream import Stream
 
-from samza_kinesis_io.aggregation import Aggregate
+from samza_kinesis_io.aggregation import Aggregate, HashFilter
 from samza_kinesis_io.errors import ConfigurationError
 from samza_kinesis_io.positions import StartingPosition, StopPosition
 from samza_kinesis_io.records import KinesisRecord
@@ -210,6 +210,23 @@ def test_user_records_have_their_places_and_their_aggregates_number() -> None:
     found: list[KinesisRecord] = [e.record for e in runner.books.emitted]
     assert [(r.sequence_number, r.sub_sequence_number) for r in found] == [(number, 0), (number, 1), (number, 2)]
     assert {r.partition_key for r in found} == {"a key of its own"}
+
+
+@pytest.mark.parametrize(("hash_filter", "expected"), [(HashFilter.KEEP, [0, 1]), (HashFilter.KCL, [])])
+def test_user_records_outside_their_shards_range_are_kept_unless_the_kcls_way_is_asked_for(
+    hash_filter: HashFilter, expected: list[int]
+) -> None:
+    """A split fell between the packing of the aggregate and its putting."""
+    stream = Stream(shards=2)
+    ranges = sorted(s.hash_key_range for s in stream.fake.shards("flights"))
+    aggregate = Aggregate()
+    for n, range_ in enumerate(ranges):
+        assert aggregate.add("key", str(range_.start), b"%d" % n)
+    data, key, _ = aggregate.encode()
+    stream.fake.put("flights", data, partition_key=key, explicit_hash_key=str(ranges[0].start))
+    runner = stream.read(hash_filter=hash_filter)
+    runner.run()
+    assert runner.numbers == expected
 
 
 def test_aggregates_can_be_left_whole() -> None:
