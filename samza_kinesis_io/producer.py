@@ -318,14 +318,26 @@ class KinesisSystemProducer:
                 client.close()
             self._clients.clear()
 
-    def describe(self, stream: StreamId) -> StreamDescription:
-        """Return the stream's description, at most a minute old."""
-        now = self._clock.monotonic_seconds()
-        known = self._descriptions.get(stream)
-        if known is None or now - known[0] > _DESCRIPTION_LIFETIME_SECONDS:
-            known = (now, self._client_for(stream).describe_stream(stream))
-            self._descriptions[stream] = known
-        return known[1]
+    def describe(self, stream: StreamId, *, patience_seconds: float = 0.0) -> StreamDescription:
+        """Return the stream's description, at most a minute old.
+
+        A call that fails for the moment is made again, for `patience_seconds`: an account has 20 of them per second,
+        and the workers of a pipeline start together.
+        """
+        started = now = self._clock.monotonic_seconds()
+        failures = 0
+        while True:
+            known = self._descriptions.get(stream)
+            if known is not None and now - known[0] <= _DESCRIPTION_LIFETIME_SECONDS:
+                return known[1]
+            try:
+                self._descriptions[stream] = (now, self._client_for(stream).describe_stream(stream))
+            except KinesisIOError as error:
+                if not error.retryable or now - started >= patience_seconds or self._stopped:
+                    raise
+                failures += 1
+                self._clock.sleep(self._options.backoff.wait_seconds(failures, self._rng))
+            now = self._clock.monotonic_seconds()
 
     @property
     def in_flight_bytes(self) -> int:
@@ -474,8 +486,10 @@ class KinesisSystemProducer:
             if not self.describe(stream).key_based_distribution:
                 return ShardMap()
             return ShardMap.of(self._client_for(stream).list_shards(stream, ShardFilter(ShardFilterKind.AT_LATEST)))
-        except KinesisIOError:
-            return None  # prediction only keeps throttles of one shard away from the others; writing goes on without
+        # Any error, a client's own too: this is between a request and its answer, which must reach its senders. And
+        # prediction only keeps throttles of one shard away from the others; writing goes on without.
+        except Exception:
+            return None
 
     def _client_for(self, stream: StreamId) -> KinesisClient:
         client = self._clients.get(stream.region)

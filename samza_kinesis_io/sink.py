@@ -494,7 +494,8 @@ class _WriteFn(beam.DoFn):
     def _aggregator(self, bundle: _Bundle, stream: StreamId) -> Aggregator:
         aggregator = self._aggregators.get(stream)
         if aggregator is None:
-            if not bundle.producer.describe(stream).key_based_distribution:
+            patience_seconds = self._settings.delivery_timeout_seconds
+            if not bundle.producer.describe(stream, patience_seconds=patience_seconds).key_based_distribution:
                 raise ConfigurationError(
                     f"aggregate=True cannot be used on stream {stream.name}: it distributes records by itself "
                     "(RecordDistributionStrategy AUTO), and the KCL drops aggregates that are not in the shard of "
@@ -526,7 +527,8 @@ class _WriteFn(beam.DoFn):
         if limit is None:
             if size <= DEFAULT_MAX_RECORD_BYTES:
                 return
-            limit = producer.describe(stream).max_record_bytes
+            patience_seconds = self._settings.delivery_timeout_seconds
+            limit = producer.describe(stream, patience_seconds=patience_seconds).max_record_bytes
         if size > limit:
             raise RecordRefused(
                 f"a record with partition key {entry.partition_key!r} is {size} bytes, key included; "

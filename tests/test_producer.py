@@ -28,6 +28,7 @@ from samza_kinesis_io.errors import (
 )
 from samza_kinesis_io.limits import MIB
 from samza_kinesis_io.producer import Delivery, KinesisSystemProducer, ProducerOptions, shared_producer
+from samza_kinesis_io.shards import Shard
 from samza_kinesis_io.testing import FakeClientFactory, FakeKinesis, SimulatedClock
 
 FLIGHTS = StreamId("flights")
@@ -301,6 +302,18 @@ class TestFailures:
         rig.send("bundle", b"a", b"b")
         assert len(rig.producer.flush("bundle")) == 2
 
+    def test_a_shard_list_that_fails_in_any_way_does_not_keep_the_answer_back(self, rig: Rig) -> None:
+        """It is asked for between a request and its answer: what it raises must not leave them waiting."""
+        producer = KinesisSystemProducer(
+            UnlistedFactory(rig.fake.factory()), options=INLINE, clock=rig.clock, rng=random.Random(3)
+        )
+        rig.fake.faults.fail_entries(code="ProvisionedThroughputExceededException", times=3)
+        producer.register("bundle")
+        for i in range(2):
+            producer.send("bundle", FLIGHTS, PutEntry(b"%d" % i, "k"))
+        assert len(producer.flush("bundle")) == 2
+        assert producer.in_flight_bytes == 0
+
     def test_a_reshard_under_writes_does_not_stall(self) -> None:
         rig = Rig(shards=1, enforce_limits=True)
         rig.producer.register("bundle")
@@ -428,6 +441,20 @@ def test_a_wrong_option_is_named_with_its_value(option: str, value: float) -> No
 class BrokenFactory:
     def connect(self, stream: StreamId | None = None) -> KinesisClient:
         raise ConfigurationError("no region is known")
+
+
+@dataclass(frozen=True)
+class UnlistedFactory:
+    inner: FakeClientFactory
+
+    def connect(self, stream: StreamId | None = None) -> KinesisClient:
+        client = self.inner.connect(stream)
+
+        def list_shards(stream: StreamId, shard_filter: object = None) -> list[Shard]:
+            raise RuntimeError("this client is closed")
+
+        client.list_shards = list_shards  # type: ignore[method-assign]
+        return client
 
 
 @dataclass(frozen=True)

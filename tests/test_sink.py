@@ -30,6 +30,7 @@ from samza_kinesis_io.errors import (
     EndpointUnreachable,
     RecordRefused,
     StreamNotFound,
+    Throttled,
     TransientServiceError,
 )
 from samza_kinesis_io.limits import MAX_HASH_KEY, MIB
@@ -325,6 +326,25 @@ class TestBundles:
         assert len(early) > 4000
         late = worker.fn.finish_bundle()
         assert sorted(written([*early, *late])) == sorted(b"%d" % i for i in range(5000))
+
+    @pytest.mark.parametrize("code", ["LimitExceededException", "InternalFailure"])
+    def test_a_description_that_fails_for_the_moment_is_asked_for_again(self, fake: FakeKinesis, code: str) -> None:
+        fake.faults.fail("DescribeStreamSummary", code, times=3)
+        assert written(Worker(fake, aggregate=True, partition_key="k").bundle(b"a")) == [b"a"]
+        fake.create_stream("large", max_record_kib=10 * 1024)
+        fake.faults.fail("DescribeStreamSummary", code, times=3)
+        assert len(written(Worker(fake, "large").bundle(bytes(2 * MIB)))) == 1
+
+    def test_a_description_that_fails_for_too_long_fails_the_bundle(self, fake: FakeKinesis) -> None:
+        fake.faults.fail("DescribeStreamSummary", "LimitExceededException", times=None)
+        with pytest.raises(Throttled):
+            Worker(fake, aggregate=True, partition_key="k", delivery_timeout_seconds=5).bundle(b"a")
+        assert fake.calls["DescribeStreamSummary"] > 1
+
+    def test_a_description_that_is_denied_fails_the_bundle_at_once(self, fake: FakeKinesis) -> None:
+        fake.faults.deny_access("DescribeStreamSummary", times=1)
+        with pytest.raises(AccessRefused):
+            Worker(fake, aggregate=True, partition_key="k").bundle(b"a")
 
     def test_a_missing_stream_is_named(self, fake: FakeKinesis) -> None:
         with pytest.raises(StreamNotFound, match="dealys"):
