@@ -148,6 +148,7 @@ def resume(listed: Sequence[Shard], rows: Mapping[str, ShardCheckpoint], start: 
     ranges.update({r.shard_id: r.hash_key_range for r in rows.values() if r.hash_key_range is not None})
     parents: dict[str, tuple[str, ...]] = {r.shard_id: r.parents for r in rows.values()}
     parents.update({s.shard_id: s.parents for s in listed})
+    named = start.named_positions()
     positions: dict[str, Position] = {}
     done: set[str] = set()
     for shard in listed:
@@ -164,7 +165,10 @@ def resume(listed: Sequence[Shard], rows: Mapping[str, ShardCheckpoint], start: 
         if younger and not uncovered(shard.hash_key_range, younger) and all(rows[a].ended for a in ancestors):
             done.add(shard.shard_id)
             continue
-        positions[shard.shard_id] = _beginning(ancestors, rows, start)
+        if not ancestors and shard.shard_id in named:
+            positions[shard.shard_id] = named[shard.shard_id]
+        else:
+            positions[shard.shard_id] = _beginning(ancestors, rows, start)
     return ResumePlan(positions, frozenset(done), _beginning(list(rows), rows, start))
 
 

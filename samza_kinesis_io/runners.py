@@ -73,6 +73,20 @@ def check_read(runner: Any, options: PipelineOptions, *, bounded: bool) -> None:
             )
 
 
+def check_checkpoints(runner: Any, wanted: bool) -> None:
+    """Refuse checkpoints of our own where nobody says when a bundle is committed.
+
+    Raises:
+        ConfigurationError: on Spark.
+    """
+    if wanted and runner_name(runner) == "SparkRunner":
+        raise ConfigurationError(
+            "checkpoints cannot be kept on the Spark runner: its portable runner does not say when a bundle is "
+            "committed, and fails when asked. Leave them out (checkpoints=None; task.checkpoint.factory=none for a "
+            "task), or use the Flink or Prism runner."
+        )
+
+
 def _positive(value: Any) -> bool:
     try:
         return value is not None and int(value) > 0

@@ -13,7 +13,7 @@ import enum
 import logging
 import random
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, Final
@@ -30,6 +30,16 @@ from apache_beam.utils.windowed_value import WindowedValue, create
 
 from samza_kinesis_io import metrics
 from samza_kinesis_io.aggregation import HashFilter
+from samza_kinesis_io.checkpointing import (
+    Checkpointing,
+    FrontierRows,
+    SaveRows,
+    acquire_rows,
+    nothing_to_save,
+    release_rows,
+    resumed,
+)
+from samza_kinesis_io.checkpoints import CheckpointStore
 from samza_kinesis_io.client import (
     ClientConfig,
     ClientFactory,
@@ -66,7 +76,7 @@ from samza_kinesis_io.restriction import (
     planned,
 )
 from samza_kinesis_io.retry import BackoffPolicy
-from samza_kinesis_io.runners import check_read, restriction_count
+from samza_kinesis_io.runners import check_checkpoints, check_read, restriction_count
 from samza_kinesis_io.shards import Shard, groups
 from samza_kinesis_io.watermark import ArrivalTimeWatermark, WatermarkPolicy
 
@@ -191,6 +201,7 @@ class ReadPlan:
     bundle_records: int
     bundle_bytes: int
     defer_seconds: float
+    checkpointing: Checkpointing = Checkpointing()
 
     @property
     def is_bounded(self) -> bool:
@@ -203,7 +214,7 @@ _INCOMPLETE_LISTS: Final = 5
 
 
 class PlanShards(beam.DoFn):
-    """Lists the shards and emits a `ShardGroup` per restriction."""
+    """Lists the shards and emits a `ShardGroup` per restriction. Goes on from checkpoints where there are any."""
 
     def __init__(self, plan: ReadPlan, clock: Clock) -> None:
         self._plan = plan
@@ -241,6 +252,14 @@ class PlanShards(beam.DoFn):
             try:
                 description = client.describe_stream(stream)
                 if description.status in (StreamStatus.ACTIVE, StreamStatus.UPDATING):
+                    rows = plan.checkpointing.load(index, stream.name)
+                    if rows:
+                        # Unfiltered: what ended before this job's start may not be read yet.
+                        every, micros = client.list_shards(stream), plan.watermark.initial_micros(None)
+                        states = resumed(index, every, rows, plan.start, plan.stop, micros)
+                        where = {s.shard_id: str(s.position) for s in states}
+                        _log.info("stream %s goes on from checkpoints: %s", stream.name, where)
+                        return states
                     listed = client.list_shards(stream, self._filter(description))
                     return planned(index, listed, plan.start, plan.stop, self._initial_watermark())
                 if description.status is StreamStatus.DELETING:
@@ -425,6 +444,7 @@ class ReadingLoop(beam.DoFn):
                 self._observe_downstream(len(batch.records), clock.monotonic_seconds() - began)
                 self._count_records(batch)
             attachment.commit(batch, frontier)
+            self._committed(state, batch, frontier)
             advance(estimator, frontier.watermark_micros)
             if frontier.is_done:
                 return
@@ -434,6 +454,9 @@ class ReadingLoop(beam.DoFn):
             if records_left <= 0 or bytes_left <= 0 or clock.monotonic_seconds() >= deadline:
                 tracker.defer_remainder()
                 return
+
+    def _committed(self, state: ShardState, batch: Batch, frontier: ShardFrontier) -> None:
+        """A batch is claimed and emitted; `state` is its shard as it was, `frontier` what is left. For checkpoints."""
 
     def _stop_is_past(self) -> bool:
         stop = self._plan.stop
@@ -601,6 +624,86 @@ class ReadShardsToStop(ReadingLoop):
         yield from self._read(element, tracker, estimator)
 
 
+class CheckpointingLoop(ReadingLoop):
+    """The same loop; the rows of each bundle are saved when the runner has committed it.
+
+    In classes of its own: the finalizer's mere presence makes Flink build a DoFn per bundle, and Spark fail.
+    """
+
+    def __init__(self, plan: ReadPlan, clock: Clock) -> None:
+        super().__init__(plan, clock)
+        self._rows: FrontierRows
+        self._left: ShardFrontier
+        self._save: Callable[[], None] = nothing_to_save
+
+    def _loop(
+        self, element: ShardGroup, tracker: Any, estimator: ManualWatermarkEstimator, attachment: Attachment
+    ) -> Iterator[Any]:
+        clock, checkpointing = self._clock, self._plan.checkpointing
+        frontier: ShardFrontier = tracker.current_restriction()
+        key = group_key(element, frontier)
+        self._rows = rows = acquire_rows(key, frontier.claims, clock.monotonic_seconds())
+        self._left = frontier
+        claims: int | None = None
+        try:
+            yield from super()._loop(element, tracker, estimator, attachment)
+            claims = tracker.current_restriction().claims
+        finally:
+            release_rows(key, rows, claims, clock.monotonic_seconds())
+        now = clock.monotonic_seconds()
+        if self._left.is_done or rows.is_due(now, checkpointing.interval_seconds):
+            self._save = SaveRows(self._plan.source, checkpointing, rows, rows.take(self._left, now))
+
+    def _committed(self, state: ShardState, batch: Batch, frontier: ShardFrontier) -> None:
+        self._rows.end(state, batch)
+        self._left = frontier
+
+    def _finalize(self, finalizer: Any) -> None:
+        """To be called in every path: Prism wants a callback of each bundle."""
+        save, self._save = self._save, nothing_to_save
+        finalizer.register(save)
+
+
+class ReadShardsWithCheckpoints(CheckpointingLoop):
+    """Without end, with checkpoints."""
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: ShardGroup,
+        finalizer: Any = beam.DoFn.BundleFinalizerParam,
+        tracker: Any = beam.DoFn.RestrictionParam(Frontiers()),  # noqa: B008 (Beam's way)
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(FrontierWatermark()),  # noqa: B008
+    ) -> Iterator[Any]:
+        yield from self._read(element, tracker, estimator)
+        self._finalize(finalizer)
+
+
+class ReadShardsToStopWithCheckpoints(CheckpointingLoop):
+    """To a stop position, with checkpoints."""
+
+    def process(
+        self,
+        element: ShardGroup,
+        finalizer: Any = beam.DoFn.BundleFinalizerParam,
+        tracker: Any = beam.DoFn.RestrictionParam(BoundedFrontiers()),  # noqa: B008 (Beam's way)
+        estimator: Any = beam.DoFn.WatermarkEstimatorParam(FrontierWatermark()),  # noqa: B008
+    ) -> Iterator[Any]:
+        yield from self._read(element, tracker, estimator)
+        self._finalize(finalizer)
+
+
+def reading_loop(plan: ReadPlan, clock: Clock) -> ReadingLoop:
+    """Return the splittable DoFn that a plan needs."""
+    kinds: dict[tuple[bool, bool], type[ReadingLoop]] = {
+        (False, False): ReadShards,
+        (True, False): ReadShardsToStop,
+        (False, True): ReadShardsWithCheckpoints,
+        (True, True): ReadShardsToStopWithCheckpoints,
+    }
+    return kinds[plan.is_bounded, plan.checkpointing.is_on](plan, clock)
+
+
 class TakeBatchesApart(beam.DoFn):
     """Gives every record its own timestamp. Its input is in the global window, as everything behind an Impulse is."""
 
@@ -656,6 +759,13 @@ class ReadFromKinesis(beam.PTransform):
         bundle_seconds, bundle_records, bundle_bytes: After how much a bundle ends and can be checkpointed. The time
             bounds the latency behind a shuffle, and what a Flink checkpoint barrier waits.
         limits: How fast a shard is read; the service's own limits by default.
+        checkpoints: Where to keep each shard's position outside of the runner, so that a *new* job goes on from there:
+            `FileCheckpointStore`, `DynamoDBCheckpointStore` (a KCL application's lease table), `MemoryCheckpointStore`.
+            Shards that have no row start at `starting_position`. Rows are written after the runner committed a bundle:
+            exact where outputs are fused with the reader (the sink right behind it, say), so that nothing is lost and
+            what came after the last row is repeated; advisory where a shuffle lies between, for the runner may not have
+            carried out what is behind it. Refused on Spark.
+        checkpoint_interval_seconds: How often rows are written; also at a shard's end and at the end of a bounded read.
 
     Raises:
         ConfigurationError: at construction, an option is wrong; when applied, the runner cannot run this read.
@@ -681,6 +791,8 @@ class ReadFromKinesis(beam.PTransform):
         bundle_records: int = 10_000,
         bundle_bytes: int = 16 * MIB,
         limits: ReadLimits | None = None,
+        checkpoints: CheckpointStore | None = None,
+        checkpoint_interval_seconds: float = 10.0,
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
@@ -689,7 +801,11 @@ class ReadFromKinesis(beam.PTransform):
         _check_type("on_data_loss", on_data_loss, DataLossPolicy, "DataLossPolicy.FAIL")
         _check_type("hash_filter", hash_filter, HashFilter, "HashFilter.KEEP")
         _check_type("deaggregate", deaggregate, bool, "True")
-        for option, seconds in (("poll_interval_seconds", poll_interval_seconds), ("bundle_seconds", bundle_seconds)):
+        for option, seconds in (
+            ("poll_interval_seconds", poll_interval_seconds),
+            ("bundle_seconds", bundle_seconds),
+            ("checkpoint_interval_seconds", checkpoint_interval_seconds),
+        ):
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 3600:
                 raise ConfigurationError(f"{option} must be > 0 and <= 3600, got {seconds!r}")
         for option, number, most in (
@@ -737,6 +853,7 @@ class ReadFromKinesis(beam.PTransform):
             )
         self._on_data_loss = on_data_loss
         self._restrictions = restrictions
+        self._checkpointing = _checkpointing(self._streams, checkpoints, checkpoint_interval_seconds)
         self._source_options: dict[str, Any] = {
             "poll_interval_seconds": poll_interval_seconds,
             "max_records_per_get": max_records_per_get,
@@ -774,6 +891,7 @@ class ReadFromKinesis(beam.PTransform):
             watermark=self._watermark,
             on_data_loss=self._on_data_loss,
             restrictions=restrictions,
+            checkpointing=self._checkpointing,
             **self._bundle,
         )
 
@@ -782,6 +900,7 @@ class ReadFromKinesis(beam.PTransform):
         bounded = self._stop is not None
         check_read(pipeline.runner, pipeline.options, bounded=bounded)
         plan = self.plan(restriction_count(pipeline.runner, pipeline.options, self._restrictions))
+        check_checkpoints(pipeline.runner, plan.checkpointing.is_on)
         if type(pipeline.runner).__name__ == "SparkRunner":
             _check_past(plan, self._now())
         elements = (
@@ -793,10 +912,9 @@ class ReadFromKinesis(beam.PTransform):
             # Spark and batch Flink get their parallelism from it. Not before an unbounded read: nothing would pass it
             # on the FnApiRunner, and it gains nothing on Flink, which keys the elements anyway.
             elements |= "Reshuffle" >> beam.Reshuffle()
-        read: beam.DoFn = (ReadShardsToStop if bounded else ReadShards)(plan, self._clock)
         return (
             elements
-            | "ReadShards" >> beam.ParDo(read).with_output_types(RecordBatch)
+            | "ReadShards" >> beam.ParDo(reading_loop(plan, self._clock)).with_output_types(RecordBatch)
             | "TakeBatchesApart" >> beam.ParDo(TakeBatchesApart()).with_output_types(KinesisRecord)
         )
 
@@ -830,6 +948,23 @@ def _check_region(factory: ClientFactory, stream: StreamId) -> None:
         raise ConfigurationError(
             f"client.region is {region!r}, but the ARN {stream.arn} is in {stream.region!r}; leave region out"
         )
+
+
+def _checkpointing(
+    streams: Sequence[StreamId], store: CheckpointStore | None, interval_seconds: float
+) -> Checkpointing:
+    if store is None:
+        return Checkpointing()
+    if not callable(getattr(store, "save", None)):
+        raise ConfigurationError(f"checkpoints must be like FileCheckpointStore(directory), got {store!r}")
+    names = [s.name for s in streams]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"checkpoints are kept by the stream's name, and there are several of the name {name}; use one "
+                "ReadFromKinesis for each, with stores of their own"
+            )
+    return Checkpointing((store,) * len(streams), interval_seconds=interval_seconds)
 
 
 def _check_past(plan: ReadPlan, now: Timestamp) -> None:

@@ -20,7 +20,7 @@ from samza_kinesis_io.errors import CheckpointError, ConfigurationError
 from samza_kinesis_io.positions import Position, StartingPosition, StopPosition
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.serdes import SerdeError
-from samza_kinesis_io.source import BoundedFrontiers, Frontiers, ShardGroupCoder
+from samza_kinesis_io.source import BoundedFrontiers, Frontiers, PlanShards, ShardGroupCoder
 from samza_kinesis_io.task import (
     AsyncStreamTask,
     ClosableTask,
@@ -49,7 +49,7 @@ class MiniatureTaskRunner(MiniatureRunner):
         self.clock = clock
         self.plan = self.tasks.read
         coder = ShardGroupCoder()
-        planner = stream_task._PlanFromCheckpoints(self.tasks, clock)
+        planner = PlanShards(self.plan, clock)
         self.elements = [coder.decode(coder.encode(group)) for group in planner.process(None)]
         self.frontiers = BoundedFrontiers() if self.plan.is_bounded else Frontiers()
         self.books = Books()
@@ -69,7 +69,7 @@ class MiniatureTaskRunner(MiniatureRunner):
     def begin(self, index: int = 0) -> Attempt:
         attempt = super().begin(index)
         self.callbacks = []
-        if self.tasks.has_checkpoints:
+        if self.plan.checkpointing.is_on:
             from apache_beam.runners.sdf_utils import RestrictionTrackerView
 
             view = RestrictionTrackerView(attempt.tracker)

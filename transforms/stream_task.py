@@ -24,7 +24,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import apache_beam as beam
@@ -35,16 +35,14 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from samza_kinesis_io import metrics
+from samza_kinesis_io.checkpointing import Checkpointing, FrontierRows, SaveRows, nothing_to_save
 from samza_kinesis_io.checkpoints import (
     CheckpointStore,
     DynamoDBCheckpointStore,
     FileCheckpointStore,
     MemoryCheckpointStore,
-    SaveReport,
-    ShardCheckpoint,
-    resume,
 )
-from samza_kinesis_io.client import ClientFactory, KinesisClient, StreamId
+from samza_kinesis_io.client import ClientFactory
 from samza_kinesis_io.clock import Clock, SystemClock
 from samza_kinesis_io.consumer import Attachment, Batch, GroupKey, shared_consumer
 from samza_kinesis_io.dynamodb import DynamoDBConfig
@@ -53,7 +51,7 @@ from samza_kinesis_io.job_config import InputStream, JobConfig, Serdes, StoreCon
 from samza_kinesis_io.positions import StartingPosition, StopPosition
 from samza_kinesis_io.records import KinesisRecord, OutgoingRecord
 from samza_kinesis_io.restriction import Advance, Claim, ShardFrontier, ShardKey, ShardState
-from samza_kinesis_io.runners import check_read, restriction_count
+from samza_kinesis_io.runners import check_checkpoints, check_read, restriction_count
 from samza_kinesis_io.serdes import SerdeError
 from samza_kinesis_io.sink import WriteToKinesis
 from samza_kinesis_io.source import (
@@ -104,11 +102,9 @@ class TaskPlan:
 
     Attributes:
         container: Names the job's containers: tasks of one name in one process are one container's.
-        read: How the streams are read.
+        read: How the streams are read, and where their checkpoints are kept.
         system_streams: The streams as tasks know them, by their index.
         factory: Makes an instance for a shard.
-        checkpoints: Where each stream's checkpoints are kept, by its index; None: nowhere.
-        reset_offset: The streams whose checkpoints are not looked at.
     """
 
     container: str
@@ -119,13 +115,7 @@ class TaskPlan:
     serdes: Serdes
     stores: tuple[StoreConfig, ...]
     config: Mapping[str, str]
-    checkpoints: tuple[CheckpointStore | None, ...]
-    reset_offset: frozenset[int]
     drop_deserialization_errors: bool
-
-    @property
-    def has_checkpoints(self) -> bool:
-        return any(c is not None for c in self.checkpoints)
 
 
 class SentBatch(msgspec.Struct, frozen=True):
@@ -151,10 +141,7 @@ class _Host:
         self.stores: dict[ShardKey, tuple[ChangelogStore, ...]] = {}
         self.last_micros: dict[ShardKey, int] = {}
         self.due_seconds = 0.0
-        self.parents: dict[ShardKey, tuple[str, ...]] = {}
-        self.left: dict[ShardKey, ShardCheckpoint] = {}
-        """Rows of shards that are over and whose rows are not saved yet."""
-        self.is_saved = False
+        self.rows = FrontierRows()
         self.messages: list[OutgoingMessageEnvelope] = []
         self.timestamps_micros: list[int] = []
 
@@ -203,7 +190,6 @@ class _Container:
         self.lock = threading.Lock()
         self.hosts: dict[GroupKey, _Host] = {}
         self.timers: dict[tuple[str, ShardKey], Timers] = {}
-        self.failure: Exception | None = None
         self.is_voting = False
         self.is_shut_down = False
 
@@ -287,46 +273,6 @@ class _BeamMetrics:
         Metrics.gauge(self._namespace, name).set(value)
 
 
-# --- Planning -------------------------------------------------------------------------------------------------------
-
-
-class _PlanFromCheckpoints(PlanShards):
-    """Plans as `PlanShards` does, and goes on from checkpoints where there are any."""
-
-    def __init__(self, plan: TaskPlan, clock: Clock) -> None:
-        super().__init__(plan.read, clock)
-        self._tasks = plan
-
-    def _plan_stream(self, client: KinesisClient, index: int, stream: StreamId) -> tuple[ShardState, ...]:
-        states = super()._plan_stream(client, index, stream)
-        store = self._tasks.checkpoints[index]
-        if store is None or index in self._tasks.reset_offset:
-            return states
-        rows = store.load(stream.name)
-        if not rows:
-            return states
-        listed = client.list_shards(stream)
-        plan = resume(listed, rows, self._plan.start)
-        _log.info(
-            "stream %s goes on from checkpoints: %s; done: %s",
-            stream.name,
-            {shard: str(position) for shard, position in plan.positions.items()},
-            sorted(plan.done),
-        )
-        # Shards that must wait for older ones are planned too: their positions are not those a parent would give them.
-        return tuple(
-            ShardState(
-                stream=index,
-                shard_id=shard.shard_id,
-                hash_key_range=shard.hash_key_range,
-                position=plan.positions[shard.shard_id],
-                watermark_micros=self._plan.watermark.initial_micros(None),
-            )
-            for shard in listed
-            if shard.shard_id in plan.positions
-        )
-
-
 # --- The loop -------------------------------------------------------------------------------------------------------
 
 
@@ -346,19 +292,18 @@ class _TaskLoop(ReadingLoop):
     def __init__(self, plan: TaskPlan, clock: Clock) -> None:
         super().__init__(plan.read, clock)
         self._tasks = plan
-        self._rows: dict[int, list[ShardCheckpoint]] = {}
+        self._save: Callable[[], None] = nothing_to_save
 
     def _loop(self, element: ShardGroup, tracker: Any, estimator: Any, attachment: Attachment) -> Iterator[Any]:
         container = _container(self._tasks.container)
-        self._rows = {}
-        if container.failure is not None:
-            raise container.failure
+        self._save = nothing_to_save
         clock = self._clock
         frontier: ShardFrontier = tracker.current_restriction()
         host = container.acquire(group_key(element, frontier), frontier, clock.monotonic_seconds())
         claims: int | None = None
         try:
             try:
+                host.rows.check()
                 yield from self._turns(element, tracker, estimator, attachment, host)
             except StaleAttachment:
                 # If the tracker was split, everything claimed counts as emitted: so it must be.
@@ -480,7 +425,7 @@ class _TaskLoop(ReadingLoop):
         stream = plan.system_streams[state.stream]
         partition = SystemStreamPartition(stream.system, stream.stream, state.shard_id)
         name = str(partition)
-        checkpoints = plan.checkpoints[state.stream]
+        checkpoints = plan.read.checkpointing.stores[state.stream]
         stores = {
             s.name: ChangelogStore(
                 name,
@@ -601,17 +546,7 @@ class _TaskLoop(ReadingLoop):
             while self._run_urgent(batch.key, runner, host, None, estimator, at_end=True):
                 commit = True
                 runner.committed()
-            for child in batch.children:
-                host.parents[(batch.key[0], child.shard_id)] = child.parents
-            has_ended = bool(batch.children)  # else a stop position was reached, and a later job goes on behind it
-            host.left[batch.key] = ShardCheckpoint(
-                batch.key[1],
-                None if has_ended else batch.position or state.position,
-                has_ended,
-                host.parents.get(batch.key, ()),
-                tuple(c.shard_id for c in batch.children),
-                state.hash_key_range,
-            )
+            host.rows.end(state, batch)
         host.stores.pop(batch.key, None)
         runner.close()
         self._report_counts(runner)
@@ -639,10 +574,11 @@ class _TaskLoop(ReadingLoop):
             if commit:
                 runner.committed()
             self._report_counts(runner)
-        if self._tasks.has_checkpoints and (commit or not host.is_saved or frontier.is_done):
-            self._rows = _rows(host, frontier)
-            host.is_saved = True
-        host.look_at_all(self._clock.monotonic_seconds())
+        now = self._clock.monotonic_seconds()
+        checkpointing = self._plan.checkpointing
+        if checkpointing.is_on and (commit or not host.rows.is_taken or frontier.is_done):
+            self._save = SaveRows(self._plan.source, checkpointing, host.rows, host.rows.take(frontier, now))
+        host.look_at_all(now)
 
     def _flush(self, host: _Host, attachment: Attachment, frontier: ShardFrontier, claims: int) -> None:
         if not self._tasks.stores:
@@ -705,61 +641,10 @@ class _TaskLoop(ReadingLoop):
             latency_millis = max(0, round((now - record.approximate_arrival_seconds) * 1000))
             Metrics.distribution(metrics.NAMESPACE, "readLatency").update(latency_millis)
 
-    # Checkpoints.
-
     def _finalize(self, finalizer: Any) -> None:
         """Have this bundle's rows saved when the runner has committed it. In every path: Prism wants a callback."""
-        rows, self._rows = self._rows, {}
-        finalizer.register(_Save(self._tasks, rows))
-
-
-class _Save:
-    """Saves rows, after the runner committed the bundle they come from."""
-
-    def __init__(self, plan: TaskPlan, rows: Mapping[int, Sequence[ShardCheckpoint]]) -> None:
-        self._plan = plan
-        self._saved = rows
-
-    def __call__(self) -> None:
-        for index, rows in self._saved.items():
-            store = self._plan.checkpoints[index]
-            if store is None:
-                continue
-            container = _container(self._plan.container)
-            try:
-                report: SaveReport = store.save(self._plan.read.source.streams[index].name, rows)
-            except Exception as error:
-                # A runner may swallow what a callback raises; the next bundle will not.
-                container.failure = error
-                raise
-            with container.lock:
-                for host in container.hosts.values():
-                    if host.key[0] != self._plan.read.source.uid:
-                        continue
-                    for row in rows:
-                        key = (index, row.shard_id)
-                        if host.left.get(key) == row and row.shard_id not in report.deferred:
-                            del host.left[key]
-                    if report.deferred:
-                        host.is_saved = False
-            if report.deferred:
-                _log.info("these leases have an owner that may be dead; they are saved later: %s", report.deferred)
-
-
-def _rows(host: _Host, frontier: ShardFrontier) -> dict[int, list[ShardCheckpoint]]:
-    """Return a restriction's rows by stream: every shard that is left, pinned starts too, and those that ended."""
-    rows: dict[int, list[ShardCheckpoint]] = {}
-    for state in frontier.shards:
-        row = ShardCheckpoint(
-            state.shard_id,
-            state.position,
-            parents=host.parents.get(state.key, ()),
-            hash_key_range=state.hash_key_range,
-        )
-        rows.setdefault(state.stream, []).append(row)
-    for key, row in host.left.items():
-        rows.setdefault(key[0], []).append(row)
-    return rows
+        save, self._save = self._save, nothing_to_save
+        finalizer.register(save)
 
 
 def _count(name: str, value: int) -> None:
@@ -997,15 +882,19 @@ class RunStreamTask(beam.PTransform):
         return [
             TaskPlan(
                 container=container,
-                read=read.plan(restrictions),
+                read=replace(
+                    read.plan(restrictions),
+                    checkpointing=Checkpointing(
+                        tuple(self._store(i) for i in group),
+                        frozenset(n for n, i in enumerate(group) if i.reset_offset),
+                    ),
+                ),
                 system_streams=tuple(i.system_stream for i in group),
                 factory=self._factory,
                 options=job.options,
                 serdes=job.serdes,
                 stores=job.stores,
                 config=job.config.public(),
-                checkpoints=tuple(self._store(i) for i in group),
-                reset_offset=frozenset(n for n, i in enumerate(group) if i.reset_offset),
                 drop_deserialization_errors=job.drop_deserialization_errors,
             )
             for group, read in self._reads
@@ -1030,11 +919,7 @@ class RunStreamTask(beam.PTransform):
         bounded = self._stop_at is not None
         check_read(pipeline.runner, pipeline.options, bounded=bounded)
         plans = self.plans(restriction_count(pipeline.runner, pipeline.options, self._restrictions))
-        if any(p.has_checkpoints for p in plans) and type(pipeline.runner).__name__ == "SparkRunner":
-            raise ConfigurationError(
-                "checkpoints cannot be kept on the Spark runner: it does not say when a bundle is committed. Set "
-                "task.checkpoint.factory=none, or use the Flink or Prism runner."
-            )
+        check_checkpoints(pipeline.runner, any(p.read.checkpointing.is_on for p in plans))
         sent: list[beam.PCollection[OutgoingMessageEnvelope]] = []
         for plan in plans:
             name = " and ".join(str(s) for s in plan.system_streams)
@@ -1080,7 +965,7 @@ class _RunPlan(beam.PTransform):
         elements = (
             pbegin
             | "Impulse" >> beam.Impulse()
-            | "PlanShards" >> beam.ParDo(_PlanFromCheckpoints(plan, self._clock)).with_output_types(ShardGroup)
+            | "PlanShards" >> beam.ParDo(PlanShards(plan.read, self._clock)).with_output_types(ShardGroup)
         )
         if plan.read.is_bounded:
             elements |= "Reshuffle" >> beam.Reshuffle()
@@ -1099,7 +984,7 @@ def task_loop(plan: TaskPlan, clock: Clock) -> beam.DoFn:
         (False, True): _RunTasksWithCheckpoints,
         (True, True): _RunTasksWithCheckpointsToStop,
     }
-    return kinds[plan.read.is_bounded, plan.has_checkpoints](plan, clock)
+    return kinds[plan.read.is_bounded, plan.read.checkpointing.is_on](plan, clock)
 
 
 def _completed(
