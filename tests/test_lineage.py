@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from lineages import assert_parents_first
 from miniature_runner import MiniatureRunner
 from numbered_stream import Stream
 
-from samza_kinesis_io.client import KinesisClient, ShardFilter, StreamId
+from samza_kinesis_io.client import ClientConfig, KinesisClient, ShardFilter, StreamId
 from samza_kinesis_io.errors import DataLoss, IncompleteShardList, StreamNotFound
 from samza_kinesis_io.positions import StartingPosition
 from samza_kinesis_io.shards import Shard
@@ -390,6 +392,30 @@ def test_a_shard_that_is_not_found_for_a_moment_is_asked_again() -> None:
     runner = stream.read()
     runner.run(idle_rounds=500)
     assert runner.numbers == list(range(10))
+
+
+@pytest.mark.parametrize("said", ["", ', "NextShardIterator": null', ', "NextShardIterator": ""'])
+def test_every_way_to_say_that_there_is_no_next_iterator(said: str) -> None:
+    body = b'{"Records": [], "MillisBehindLatest": 0%s}' % said.encode()
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = ClientConfig(endpoint_url=f"http://127.0.0.1:{server.server_port}").connect()
+        try:
+            assert client.get_records(StreamId("flights"), "iterator", 10).next_shard_iterator is None
+        finally:
+            client.close()
+            server.shutdown()
 
 
 def test_a_stream_deleted_while_it_is_read_is_named() -> None:
