@@ -62,6 +62,8 @@ FIRST_WINDOW_RECORDS: Final = 32
 #: per second that a shard takes.
 LANE_TICK_SECONDS: Final = 0.02
 
+_NOTHING: Final = PutEntry(b"")
+
 #: An aggregate's size at most: the KPL's own default. Much more would make throttles coarse.
 MAX_AGGREGATE_BYTES: Final = 51_200
 #: Aggregates that a source may have open; the oldest is closed for a further one, so that many keys cost no memory.
@@ -354,6 +356,9 @@ class Outbox:
             if record.state is READY:
                 self._forget_ready(record)
             self._finish(record, now)
+            # Its shell stays in the queue in which it stood until that comes to it. What it holds must not: its bytes
+            # are released, and while a stream takes nothing, bundles that fail and are run again would add up.
+            record.entry, record.token = _NOTHING, None
 
     # Requests out
 

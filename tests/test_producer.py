@@ -402,6 +402,24 @@ class TestPurge:
         assert rig.written() == [b"b"]
         assert rig.producer.in_flight_bytes == 0
 
+    def test_purged_records_are_not_kept_in_memory(self, rig: Rig) -> None:
+        """Wherever they stand: here behind one that cannot be sent for a while, and behind one of their key."""
+
+        class Token:
+            pass
+
+        rig.fake.faults.throttle("PutRecords", times=None)
+        rig.producer.register("stays", delivery_timeout_seconds=1e9)
+        rig.send("stays", b"stays", ordered=True)
+        rig.producer.register("gone")
+        tokens = [Token(), Token()]
+        left = [weakref.ref(token) for token in tokens]
+        rig.producer.send("gone", FLIGHTS, PutEntry(b"ready", "other"), tokens[0])
+        rig.producer.send("gone", FLIGHTS, PutEntry(b"turn", "k"), tokens[1], turn_key="k")
+        tokens.clear()
+        rig.producer.purge("gone")
+        assert [ref() for ref in left] == [None, None]
+
     def test_stop_reports_what_is_not_acknowledged(self, rig: Rig) -> None:
         rig.producer.register("bundle")
         rig.send("bundle", b"a", b"b")
