@@ -380,6 +380,7 @@ class KinesisSystemProducer:
             dropped.ledger.drop(self._clock.monotonic_seconds())
             dropped.done.notify_all()
             self._room.notify_all()
+            self._call_worker(self._clock.monotonic_seconds())  # others' records may have got their key's turn by that
 
     def _take(self, now: float) -> list[PendingRecord] | None:
         for stream, outbox in list(self._active.items()):

@@ -28,6 +28,7 @@ from samza_kinesis_io.errors import (
 )
 from samza_kinesis_io.limits import MIB
 from samza_kinesis_io.producer import Delivery, KinesisSystemProducer, ProducerOptions, shared_producer
+from samza_kinesis_io.retry import BackoffPolicy
 from samza_kinesis_io.shards import Shard
 from samza_kinesis_io.testing import FakeClientFactory, FakeKinesis, SimulatedClock
 
@@ -638,6 +639,25 @@ class TestThreads:
         threads.gate.open.set()
         producer.stop()
         assert producer.in_flight_bytes == 0
+
+    def test_a_purge_sends_what_waited_for_its_records_turn(self, threads: Threads) -> None:
+        """The purged record waits to be tried again, in ten minutes; the other bundle's need not wait as long."""
+        threads.gate.open.set()
+        threads.fake.faults.fail("PutRecords", "InternalFailure", times=1)
+        producer = threads.producer(backoff=BackoffPolicy(initial_seconds=600, max_seconds=600))
+        producer.register("gone")
+        producer.send("gone", FLIGHTS, PutEntry(b"gone", "k"), turn_key="k")
+        producer.register("bundle")
+        producer.send("bundle", FLIGHTS, PutEntry(b"a", "k"), b"a", turn_key="k")
+        threads.gate.wait_for_arrivals(1)
+        while not producer._outboxes[FLIGHTS]._delayed:  # its failure is handled
+            threading.Event().wait(0.001)
+        flusher = start(lambda: producer.flush("bundle"))
+        while not producer._sources["bundle"].ledger.flushing:
+            threading.Event().wait(0.001)
+        producer.purge("gone")
+        join(flusher)
+        assert [r.data for r in threads.fake.records("flights")] == [b"a"]
 
     def test_a_finalizer_that_runs_under_the_lock_does_not_deadlock(self, threads: Threads) -> None:
         """The collector may run in the middle of anything: here, literally."""
