@@ -30,6 +30,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from samza_kinesis_io.aggregation import Aggregate
 from samza_kinesis_io.client import PutEntry, PutOutcome, StreamId
 from samza_kinesis_io.errors import (
@@ -78,44 +80,75 @@ SUSPECT: Final = "goes again with half of a refused request"
 DONE: Final = "done"
 
 
-class PendingRecord:
+class PendingRecord(msgspec.Struct, eq=False, gc=False):
     """A record between `send` and its end. Mutable, and changed by its `Outbox` only.
+
+    Not tracked by the garbage collector, which would walk through all that are on their way again and again: its one
+    cycle, through its owner's `outstanding`, is broken when it is done.
 
     Attributes:
         token: The sender's own; comes back with the delivery.
-        serial: Grows with every record of the process: the original order.
         turn_key: The partition key whose order is kept; None: no order asked for.
+        serial: Grows with every record of the process: the original order.
         attempts: Requests it was part of.
         error_code, error_message: Of the last failure; None: not failed yet.
     """
 
-    __slots__ = (
-        "attempts", "due_seconds", "entry", "error_code", "error_message", "lane", "outbox", "owner", "sequence_number",
-        "serial", "shard_id", "size_bytes", "state", "token", "turn_key",
-    )  # fmt: skip
+    entry: PutEntry
+    token: object
+    owner: SourceLedger
+    outbox: Outbox
+    turn_key: str | None
+    serial: int = 0
+    state: str = READY
+    size_bytes: int = 0
+    lane: Lane | None = None
+    attempts: int = 0
+    due_seconds: float | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    shard_id: str | None = None
+    sequence_number: str | None = None
 
-    def __init__(
-        self, entry: PutEntry, token: object, owner: SourceLedger, outbox: Outbox, turn_key: str | None
-    ) -> None:
-        self.entry = entry
-        self.token = token
-        self.owner = owner
-        self.outbox = outbox
-        self.turn_key = turn_key
-        self.size_bytes = entry.size_bytes
-        self.serial = 0
-        self.state = READY
-        self.lane: Lane | None = None
-        self.attempts = 0
-        self.due_seconds: float | None = None
-        self.error_code: str | None = None
-        self.error_message: str | None = None
-        self.shard_id: str | None = None
-        self.sequence_number: str | None = None
+    def __post_init__(self) -> None:
+        self.size_bytes = self.entry.size_bytes
 
     @property
     def charged_bytes(self) -> int:
         return self.size_bytes + RECORD_OVERHEAD_BYTES
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Parcel(msgspec.Struct, eq=False, gc=False):
+    """A full request's worth of records of one source, with the bookkeeping of one record as long as all goes well.
+
+    Whatever goes wrong, the stream is throttled or one record of it is refused, it is opened: each of its records then
+    goes its own way as a `PendingRecord`.
+
+    Attributes:
+        serial: Of its first record; those of the others follow.
+        outcomes: What Kinesis answered, once all is delivered.
+    """
+
+    entries: list[PutEntry]
+    tokens: list[object]
+    owner: SourceLedger
+    outbox: Outbox
+    size_bytes: int
+    serial: int = 0
+    state: str = READY
+    due_seconds: float | None = None
+    outcomes: Sequence[PutOutcome] = ()
+    error_code: str | None = None
+
+    @property
+    def charged_bytes(self) -> int:
+        return self.size_bytes + RECORD_OVERHEAD_BYTES * len(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +227,8 @@ class SourceLedger:
         self.name = name
         self.delivery_timeout_seconds = delivery_timeout_seconds
         self.report_failed = report_failed
-        self.outstanding: set[PendingRecord] = set()
-        self.settled: list[PendingRecord] = []
+        self.outstanding: set[PendingRecord | Parcel] = set()
+        self.settled: list[PendingRecord | Parcel] = []
         self.failure: BaseException | None = None
         self.flushing = False
         self.abandoned = False
@@ -207,6 +240,11 @@ class SourceLedger:
         # The latest first: so no record gets its key's turn only to be dropped next.
         for record in sorted(self.outstanding, key=_by_serial, reverse=True):
             record.outbox.withdraw(record, now)
+
+    @property
+    def outstanding_count(self) -> int:
+        """How many records, those in parcels included."""
+        return sum(map(len, self.outstanding))
 
     def fail(self, error: BaseException, now: float) -> None:
         """End the source with an error; the first one stays."""
@@ -315,6 +353,8 @@ class Outbox:
         self._ready_bytes = 0
         self._ready_since = 0.0
         self._urgent_since: float | None = None
+        self._parcels: deque[Parcel] = deque()
+        self._parcel_is_next = False
         self._turns: dict[str, deque[PendingRecord]] = {}
         self._delayed: list[tuple[float, int, list[PendingRecord]]] = []
         self._suspects: deque[list[PendingRecord]] = deque()
@@ -345,14 +385,39 @@ class Outbox:
         self._make_ready(record, now)
         return self._ready_count == 1 or (not was_full and self._is_full())
 
+    def add_parcel(self, parcel: Parcel, serial: int, now: float) -> None:
+        """Accept a parcel; `serial` is its first record's."""
+        parcel.serial = serial
+        parcel.owner.outstanding.add(parcel)
+        self._budget.used_bytes += parcel.charged_bytes
+        self._parcels.append(parcel)
+
+    def open(self, parcel: Parcel, now: float) -> list[PendingRecord]:
+        """Return a parcel's records, in the state it is in; it is no more."""
+        owner = parcel.owner
+        records = [
+            PendingRecord(entry, token, owner, self, None, serial, parcel.state)
+            for serial, (entry, token) in enumerate(zip(parcel.entries, parcel.tokens, strict=True), parcel.serial)
+        ]
+        for record in records:
+            record.due_seconds = parcel.due_seconds
+        owner.outstanding.discard(parcel)
+        owner.outstanding.update(records)
+        parcel.state = DONE
+        return records
+
     def urge(self, now: float) -> None:
         """Let what is ready go without waiting for company: a source flushes, or a sender waits for room."""
         if self._ready_count and self._urgent_since is None:
             self._urgent_since = now
 
-    def withdraw(self, record: PendingRecord, now: float) -> None:
+    def withdraw(self, record: PendingRecord | Parcel, now: float) -> None:
         """Take a record back, unless it is in a request."""
         if record.state not in (REQUESTED, DONE):
+            if isinstance(record, Parcel):
+                self._parcels.remove(record)
+                self._finish_parcel(record)
+                return
             if record.state is READY:
                 self._forget_ready(record)
             self._finish(record, now)
@@ -362,7 +427,7 @@ class Outbox:
 
     # Requests out
 
-    def take(self, now: float) -> list[PendingRecord] | None:
+    def take(self, now: float) -> list[PendingRecord] | Parcel | None:
         """Return the next request to make now; None: nothing is due (see `due`)."""
         self._wake(now)
         if now < self._paused_until:
@@ -371,12 +436,21 @@ class Outbox:
             group = [r for r in self._suspects.popleft() if r.state is SUSPECT]
             if group:
                 return self._request(group)
+        if self._parcels:
+            if self._lanes:
+                # Some shard is throttled: each record has to look where it goes.
+                while self._parcels:
+                    for record in self.open(self._parcels.popleft(), now):
+                        self._make_ready(record, now)
+            elif self._parcel_is_next or not self._is_due(now):
+                self._parcel_is_next = False
+                return self._request_parcel(self._parcels.popleft(), now)
+            self._parcel_is_next = True  # they take turns with what others send
         chosen: list[PendingRecord] = []
         size = 0
         for lane in [lane for lane in self._lanes.values() if not lane.in_flight and lane.paused_until <= now]:
             size = self._take_from_lane(lane, chosen, size)
-        due = self._partial_due()
-        if chosen or self._is_full() or (due is not None and due <= now):
+        if chosen or self._is_due(now):
             self._pack(chosen, size, now)
         return self._request(chosen) if chosen else None
 
@@ -386,7 +460,7 @@ class Outbox:
         It may then still find nothing, and know better when to be asked next: what is ready can turn out to be for a
         throttled shard.
         """
-        if self._suspects:
+        if self._suspects or self._parcels:
             return self._paused_until
         times = [lane.paused_until for lane in self._lanes.values() if lane.queue and not lane.in_flight]
         if self._delayed:
@@ -400,6 +474,10 @@ class Outbox:
         return max(self._paused_until, min(times)) if times else None
 
     @property
+    def parcels_waiting(self) -> int:
+        return len(self._parcels)
+
+    @property
     def is_idle(self) -> bool:
         """Nothing is here and nothing is out: the outbox need not be looked at."""
         return not (self._ready_count or self.is_moving)
@@ -409,6 +487,7 @@ class Outbox:
         """Something is out, or will go out again whatever happens."""
         return bool(
             self.requests_in_flight
+            or self._parcels
             or self._delayed
             or self._suspects
             or any(lane.queue for lane in self._lanes.values())
@@ -490,6 +569,20 @@ class Outbox:
                 lane.pause(now)
         self._expire(request, now)
 
+    def delivered(self, parcel: Parcel, outcomes: Sequence[PutOutcome], now: float) -> None:
+        """Settle a parcel of which all was acknowledged."""
+        owner = parcel.owner
+        self.requests_in_flight -= 1
+        self._ever_answered = True
+        self._whole_throttles = 0
+        if parcel.due_seconds is not None:
+            owner.tally.waited(now - parcel.due_seconds)
+        if not owner.abandoned:
+            parcel.outcomes = outcomes
+            owner.settled.append(parcel)
+            owner.tally.acknowledged(parcel.size_bytes, len(parcel))
+        self._finish_parcel(parcel)
+
     def refused(self, request: Sequence[PendingRecord], error: BaseException, now: float) -> None:
         """Handle a call that failed as a whole."""
         self.requests_in_flight -= 1
@@ -526,6 +619,12 @@ class Outbox:
 
     def _is_full(self) -> bool:
         return self._ready_count >= MAX_RECORDS_PER_PUT or self._ready_bytes >= MAX_BYTES_PER_PUT
+
+    def _is_due(self, now: float) -> bool:
+        if self._is_full():
+            return True
+        due = self._partial_due()
+        return due is not None and due <= now
 
     def _partial_due(self) -> float | None:
         if self._ready_count == 0:
@@ -623,6 +722,18 @@ class Outbox:
         self.requests_in_flight += 1
         records[0].owner.tally.requested(len(records), sum(r.size_bytes for r in records))
         return records
+
+    def _request_parcel(self, parcel: Parcel, now: float) -> Parcel:
+        parcel.state = REQUESTED
+        parcel.due_seconds = now
+        self.requests_in_flight += 1
+        parcel.owner.tally.requested(len(parcel), parcel.size_bytes)
+        return parcel
+
+    def _finish_parcel(self, parcel: Parcel) -> None:
+        parcel.state = DONE
+        self._budget.used_bytes -= parcel.charged_bytes
+        parcel.owner.outstanding.discard(parcel)
 
     def _may_try_again(self, record: PendingRecord, code: str, message: str | None, now: float) -> bool:
         """Note a failure. An abandoned source's record ends here."""
@@ -735,20 +846,22 @@ class Outbox:
             if owner.abandoned:  # it failed while this answer was handled
                 self.withdraw(record, now)
             elif now - record.due_seconds >= owner.delivery_timeout_seconds:
-                counts = Counter(r.error_code or "not sent yet" for r in owner.outstanding)
+                counts: Counter[str] = Counter()
+                for waiting in owner.outstanding:
+                    counts[waiting.error_code or "not sent yet"] += len(waiting)
                 listed = ", ".join(f"{code}: {count}" for code, count in sorted(counts.items()))
                 owner.fail(
                     DeliveryFailed(
-                        f"{len(owner.outstanding)} records for stream {self.stream.name} could not be delivered within "
-                        f"delivery_timeout_seconds={owner.delivery_timeout_seconds:g} ({listed}); give the stream "
-                        "more shards, spread the partition keys, or raise delivery_timeout_seconds",
+                        f"{owner.outstanding_count} records for stream {self.stream.name} could not be delivered "
+                        f"within delivery_timeout_seconds={owner.delivery_timeout_seconds:g} ({listed}); give the "
+                        "stream more shards, spread the partition keys, or raise delivery_timeout_seconds",
                         counts_by_code=counts,
                     ),
                     now,
                 )
 
 
-def _by_serial(record: PendingRecord) -> int:
+def _by_serial(record: PendingRecord | Parcel) -> int:
     return record.serial
 
 

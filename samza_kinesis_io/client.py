@@ -183,7 +183,10 @@ class PutEntry(
     @property
     def size_bytes(self) -> int:
         """What counts against the limits of a record and a request: the data and the partition key in UTF-8."""
-        return len(self.data) + (len(self.partition_key.encode()) if self.partition_key is not None else 0)
+        key = self.partition_key
+        if key is None:
+            return len(self.data)
+        return len(self.data) + (len(key) if key.isascii() else len(key.encode()))
 
 
 class PutOutcome(

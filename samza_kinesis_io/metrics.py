@@ -103,8 +103,8 @@ class SinkTally:
         """Count a request; it is counted for the source of its first record alone, so that the sum is right."""
         self.requests.append((records, size_bytes))
 
-    def acknowledged(self, size_bytes: int) -> None:
-        self.records_written += 1
+    def acknowledged(self, size_bytes: int, records: int = 1) -> None:
+        self.records_written += records
         self.bytes_written += size_bytes
 
     def waited(self, seconds: float) -> None:

@@ -16,13 +16,21 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from samza_kinesis_io.batching import Budget, Outbox, PendingRecord, ShardMap, SourceLedger
+from samza_kinesis_io.batching import (
+    RECORD_OVERHEAD_BYTES,
+    Budget,
+    Outbox,
+    Parcel,
+    PendingRecord,
+    ShardMap,
+    SourceLedger,
+)
 from samza_kinesis_io.client import (
     ClientFactory,
     KinesisClient,
@@ -34,7 +42,7 @@ from samza_kinesis_io.client import (
 )
 from samza_kinesis_io.clock import Clock, SystemClock
 from samza_kinesis_io.errors import ConfigurationError, DeliveryFailed, KinesisIOError, TransientServiceError
-from samza_kinesis_io.limits import MIB
+from samza_kinesis_io.limits import MAX_BYTES_PER_PUT, MAX_RECORDS_PER_PUT, MIB
 from samza_kinesis_io.metrics import SinkTally
 from samza_kinesis_io.retry import BackoffPolicy
 
@@ -72,7 +80,7 @@ class ProducerOptions:
             raise ConfigurationError(f"request_threads must be between 0 and 64, got {self.request_threads!r}")
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """The end of one record: acknowledged (`sequence_number` is set) or given up (`error_code` is).
 
     `token` is what the sender gave with it. `attempts` counts the requests it was part of.
@@ -180,6 +188,33 @@ class KinesisSystemProducer:
         Raises:
             KinesisIOError: the source has failed already; there is no point in sending more.
         """
+        self._accept(source, stream, lambda ledger, outbox: PendingRecord(entry, token, ledger, outbox, turn_key))
+
+    def send_many(
+        self, source: Hashable, stream: StreamId, entries: list[PutEntry], tokens: list[object], size_bytes: int
+    ) -> None:
+        """Hand over records without order among them, at most as many as a request takes. Else as `send`.
+
+        A full request's worth costs hardly more than one record; the lists are the producer's from now on.
+
+        Args:
+            size_bytes: The sum of the entries' own.
+        """
+        charged = size_bytes + RECORD_OVERHEAD_BYTES * len(entries)
+        # Two have to fit, or the next one is not on its way while the first is.
+        if len(entries) == MAX_RECORDS_PER_PUT and size_bytes <= MAX_BYTES_PER_PUT:
+            if 2 * charged <= self._options.max_in_flight_bytes:
+                self._accept(source, stream, lambda ledger, outbox: Parcel(entries, tokens, ledger, outbox, size_bytes))
+                return
+        for entry, token in zip(entries, tokens, strict=True):
+            self.send(source, stream, entry, token)
+
+    def _accept(
+        self,
+        source: Hashable,
+        stream: StreamId,
+        item_of: Callable[[SourceLedger, Outbox], PendingRecord | Parcel],
+    ) -> None:
         waiting: object | None = None
         try:
             while True:
@@ -197,12 +232,16 @@ class KinesisSystemProducer:
                             backoff=self._options.backoff,
                             rng=self._rng,
                         )
-                    record = PendingRecord(entry, token, ledger, outbox, turn_key)
+                    item = item_of(ledger, outbox)
                     # First come, first admitted: else a large record would wait for ever behind small ones.
                     first = not self._queueing or self._queueing[0] is waiting
-                    if first and self._budget.admits(record.charged_bytes):
+                    if first and self._budget.admits(item.charged_bytes) and self._has_use_for(item, outbox):
                         self._active[stream] = outbox
-                        if outbox.add(record, next(self._serials), now):
+                        if isinstance(item, Parcel):
+                            outbox.add_parcel(item, next(self._serials), now)
+                            next(itertools.islice(self._serials, len(item) - 2, None))  # one for each of its records
+                            self._call_worker(now)
+                        elif outbox.add(item, next(self._serials), now):
                             self._call_worker(now)
                         return
                     if waiting is None:
@@ -222,6 +261,13 @@ class KinesisSystemProducer:
                 with self._lock:
                     self._queueing.remove(waiting)
                     self._room.notify_all()
+
+    def _has_use_for(self, item: PendingRecord | Parcel, outbox: Outbox) -> bool:
+        """Say no to a parcel while so many wait that all threads are busy for two rounds.
+
+        More would only be memory, which the garbage collector walks through again and again.
+        """
+        return not isinstance(item, Parcel) or outbox.parcels_waiting < max(2, 2 * self._options.request_threads)
 
     def settled(self, source: Hashable) -> list[Delivery]:
         """Return what has ended since the last time, without waiting. Raises nothing that `flush` would raise."""
@@ -301,8 +347,8 @@ class KinesisSystemProducer:
                 if source.ledger.outstanding:
                     source.ledger.fail(
                         DeliveryFailed(
-                            f"the producer was stopped with {len(source.ledger.outstanding)} records not acknowledged",
-                            counts_by_code={"stopped": len(source.ledger.outstanding)},
+                            f"the producer was stopped with {source.ledger.outstanding_count} records not acknowledged",
+                            counts_by_code={"stopped": source.ledger.outstanding_count},
                         ),
                         now,
                     )
@@ -359,16 +405,22 @@ class KinesisSystemProducer:
             raise DeliveryFailed("the producer was stopped")
 
     def _collect(self, ledger: SourceLedger) -> list[Delivery]:
-        records, ledger.settled = ledger.settled, []
-        return [
-            Delivery(
-                r.token, r.outbox.stream, r.shard_id, r.sequence_number,
-                None if r.sequence_number is not None else r.error_code,
-                None if r.sequence_number is not None else r.error_message,
-                r.attempts,
-            )
-            for r in records
-        ]  # fmt: skip
+        settled, ledger.settled = ledger.settled, []
+        deliveries: list[Delivery] = []
+        for r in settled:
+            stream = r.outbox.stream
+            if isinstance(r, Parcel):
+                deliveries += [
+                    Delivery(token, stream, o.shard_id, o.sequence_number, None, None, 1)
+                    for token, o in zip(r.tokens, r.outcomes, strict=True)
+                ]
+            elif r.sequence_number is not None:
+                deliveries.append(Delivery(r.token, stream, r.shard_id, r.sequence_number, None, None, r.attempts))
+            else:
+                deliveries.append(
+                    Delivery(r.token, stream, r.shard_id, None, r.error_code, r.error_message, r.attempts)
+                )
+        return deliveries
 
     def _bury(self) -> None:
         while self._abandoned:
@@ -378,11 +430,12 @@ class KinesisSystemProducer:
         dropped = self._sources.pop(source, None)
         if dropped is not None:
             dropped.ledger.drop(self._clock.monotonic_seconds())
+            dropped.ledger.settled = []  # they point back at it, and the garbage collector does not see them
             dropped.done.notify_all()
             self._room.notify_all()
             self._call_worker(self._clock.monotonic_seconds())  # others' records may have got their key's turn by that
 
-    def _take(self, now: float) -> list[PendingRecord] | None:
+    def _take(self, now: float) -> list[PendingRecord] | Parcel | None:
         for stream, outbox in list(self._active.items()):
             request = outbox.take(now)
             if request is not None:
@@ -442,12 +495,14 @@ class KinesisSystemProducer:
         if keeps_time and self._alarm == due:
             self._alarm = None
 
-    def _perform(self, request: list[PendingRecord]) -> None:
+    def _perform(self, request: list[PendingRecord] | Parcel) -> None:
         """Make one request and hand its answer to the outbox. Called without the lock."""
-        outbox = request[0].outbox
+        parcel = request if isinstance(request, Parcel) else None
+        outbox = parcel.outbox if parcel is not None else request[0].outbox  # type: ignore[index]
+        entries = parcel.entries if parcel is not None else [r.entry for r in request]  # type: ignore[union-attr]
         error: BaseException | None = None
         try:
-            outcomes = self._client_for(outbox.stream).put_records(outbox.stream, [r.entry for r in request])
+            outcomes = self._client_for(outbox.stream).put_records(outbox.stream, entries)
             if len(outcomes) != len(request):
                 raise TransientServiceError(
                     f"PutRecords for stream {outbox.stream.name} answered {len(outcomes)} of {len(request)} records",
@@ -456,6 +511,16 @@ class KinesisSystemProducer:
                 )
         except BaseException as failure:  # handed to those whose records these are; nobody else would hear of it
             error = failure
+        if parcel is not None:
+            with self._lock:
+                now = self._clock.monotonic_seconds()
+                if error is None and not any([o.error_code is not None for o in outcomes]):  # noqa: C419 (faster)
+                    outbox.delivered(parcel, outcomes, now)
+                    self._tell(parcel.owner)
+                    self._call_worker(now)
+                    return
+                request = outbox.open(parcel, now)
+        assert not isinstance(request, Parcel)
         shard_map = None
         if error is None:
             with self._lock:
@@ -471,15 +536,19 @@ class KinesisSystemProducer:
             else:
                 outbox.answered(request, outcomes, now)
             for ledger in {id(r.owner): r.owner for r in request}.values():
-                if ledger.failure is not None or not ledger.outstanding:
-                    waiter = self._sources.get(ledger.name)
-                    if waiter is not None:
-                        waiter.done.notify_all()
-            if self._queueing:
-                self._room.notify_all()
+                self._tell(ledger)
             self._call_worker(now)
         if error is not None and not isinstance(error, Exception):
             raise error
+
+    def _tell(self, ledger: SourceLedger) -> None:
+        """Wake whoever waits for this source's end, or for room."""
+        if ledger.failure is not None or not ledger.outstanding:
+            waiter = self._sources.get(ledger.name)
+            if waiter is not None:
+                waiter.done.notify_all()
+        if self._queueing:
+            self._room.notify_all()
 
     def _ask_shard_map(self, stream: StreamId) -> ShardMap | None:
         """Return where keys lead; empty where they lead nowhere in particular; None if we are not told."""

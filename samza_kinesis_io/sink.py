@@ -25,13 +25,14 @@ from apache_beam.utils.windowed_value import WindowedValue
 from samza_kinesis_io import metrics
 from samza_kinesis_io.batching import Aggregated, Aggregator
 from samza_kinesis_io.client import ClientConfig, ClientFactory, PutEntry, StreamId
-from samza_kinesis_io.clock import Clock
+from samza_kinesis_io.clock import Clock, SystemClock
 from samza_kinesis_io.errors import ConfigurationError, RecordRefused
 from samza_kinesis_io.limits import (
     DEFAULT_MAX_RECORD_BYTES,
     MAX_HASH_KEY,
     MAX_PARTITION_KEY_CHARACTERS,
     MAX_RECORD_BYTES,
+    MAX_RECORDS_PER_PUT,
     MIB,
 )
 from samza_kinesis_io.producer import (
@@ -47,10 +48,13 @@ _FAILED: Final = "failed"
 #: `process` hands on what has been acknowledged so far whenever this many have; the rest in `finish_bundle`.
 _EMIT_RECORDS: Final = 500
 _MAX_PARTITION_KEY_BYTES: Final = 4 * MAX_PARTITION_KEY_CHARACTERS
+#: A bundle's records are handed to the producer when they fill a request, are so many bytes, or wait for so long.
+_GATHERED_BYTES: Final = 1 * MIB
+_GATHERING_SECONDS: Final = 0.1
 _MAX_HASH_KEY_DIGITS: Final = len(str(MAX_HASH_KEY))
 
 
-class WrittenRecord(msgspec.Struct, frozen=True):
+class WrittenRecord(msgspec.Struct, frozen=True, gc=False):
     """An element that Kinesis has taken.
 
     Attributes:
@@ -67,7 +71,7 @@ class WrittenRecord(msgspec.Struct, frozen=True):
     sub_sequence_number: int = 0
 
 
-class FailedRecord(msgspec.Struct, frozen=True):
+class FailedRecord(msgspec.Struct, frozen=True, gc=False):
     """An element that Kinesis will never take.
 
     Attributes:
@@ -133,14 +137,22 @@ class WriteResult:
     """What `WriteToKinesis` gives. For `beam.transforms.util.WaitOn` wait on `written`."""
 
     def __init__(
-        self, written: pvalue.PCollection[WrittenRecord], failed: pvalue.PCollection[FailedRecord] | None
+        self,
+        written: pvalue.PCollection[WrittenRecord],
+        failed: pvalue.PCollection[FailedRecord] | None,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         self._written = written
         self._failed = failed
+        self._tell = tell
 
     @property
     def written(self) -> pvalue.PCollection[WrittenRecord]:
-        """One element per acknowledged element, in the element's windows and with its timestamp."""
+        """One element per acknowledged element, in the element's windows and with its timestamp.
+
+        Ask before the pipeline runs: it is made only if somebody asks, since it costs as much as the writing.
+        """
+        self._tell()
         return self._written
 
     @property
@@ -254,9 +266,15 @@ class WriteToKinesis(beam.PTransform[Any, WriteResult]):
 
     def expand(self, input_or_inputs: pvalue.PCollection[Any]) -> WriteResult:
         settings = replace(self._settings, dead_letters=self._settings.dead_letters or self._error_handler is not None)
-        write = beam.ParDo(_WriteFn(settings)).with_output_types(WrittenRecord)
         if not settings.dead_letters:
-            return WriteResult(input_or_inputs | "PutRecords" >> write, None)
+            write = beam.ParDo(_SilentWriteFn(settings)).with_output_types(WrittenRecord)
+
+            def tell() -> None:
+                # The pipeline is made into its portable form when it is run, so the DoFn can still be another one.
+                write.fn = _WriteFn(settings)
+
+            return WriteResult(input_or_inputs | "PutRecords" >> write, None, tell)
+        write = beam.ParDo(_WriteFn(settings)).with_output_types(WrittenRecord)
         outputs = input_or_inputs | "PutRecords" >> write.with_outputs(_FAILED, main="written")
         failed = outputs[_FAILED]
         failed.element_type = FailedRecord
@@ -395,11 +413,18 @@ class _Settings:
 class _Bundle:
     """A bundle's handle on the producer. If nobody ends it, the garbage collector does."""
 
-    __slots__ = ("__weakref__", "producer", "source")
+    __slots__ = (
+        "__weakref__", "_entries", "_since_seconds", "_size_bytes", "_stream", "_tokens", "producer", "source",
+    )  # fmt: skip
 
     def __init__(self, producer: KinesisSystemProducer, settings: _Settings) -> None:
         self.producer = producer
         self.source = object()
+        self._stream: StreamId | None = None
+        self._entries: list[PutEntry] = []
+        self._tokens: list[object] = []
+        self._size_bytes = 0
+        self._since_seconds = 0.0
         producer.register(
             self.source,
             delivery_timeout_seconds=settings.delivery_timeout_seconds,
@@ -407,6 +432,34 @@ class _Bundle:
         )
         # abandon() takes no lock: the collector may run us in the middle of anything.
         weakref.finalize(self, producer.abandon, self.source).atexit = False
+
+    def gather(self, stream: StreamId, entry: PutEntry, token: object, now: float) -> None:
+        """Send a record with others: the producer's lock costs as much as all the rest, so it is taken once for many.
+
+        None waits here for long, provided that more come or the bundle ends.
+        """
+        if stream is not self._stream:
+            self.hand_over()
+            self._stream = stream
+        entries = self._entries
+        if not entries:
+            self._since_seconds = now
+        entries.append(entry)
+        self._tokens.append(token)
+        self._size_bytes += entry.size_bytes
+        if (
+            len(entries) == MAX_RECORDS_PER_PUT
+            or self._size_bytes >= _GATHERED_BYTES
+            or now - self._since_seconds > _GATHERING_SECONDS
+        ):
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Let the producer have what was gathered."""
+        if self._entries and self._stream is not None:
+            entries, tokens, size_bytes = self._entries, self._tokens, self._size_bytes
+            self._entries, self._tokens, self._size_bytes = [], [], 0
+            self.producer.send_many(self.source, self._stream, entries, tokens, size_bytes)
 
 
 class _Windows(tuple[Any, ...]):
@@ -434,6 +487,7 @@ class _WriteFn(beam.DoFn):
         self._rng = self._settings.rng or random.Random()
         self._known_streams: dict[str, StreamId] = {}
         self._counted = _Counted()
+        self._clock = self._settings.clock or SystemClock()
 
     def start_bundle(self) -> None:
         self._end_bundle()  # an earlier one of this instance that failed
@@ -445,6 +499,10 @@ class _WriteFn(beam.DoFn):
     # Not WindowParam: with it Beam calls process once per window, and an element of a sliding window would be written
     # several times.
     def process(self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam) -> Iterable[Any]:
+        return self._write(element, windowed_value)
+
+    def _write(self, element: Any, windowed_value: Any) -> Iterable[Any]:
+        """Write an element; `windowed_value` None: nobody wants to hear what became of it."""
         bundle = self._bundle
         assert bundle is not None
         routing = self._settings.routing
@@ -461,14 +519,16 @@ class _WriteFn(beam.DoFn):
         if self._settings.aggregate:
             self._send_aggregated(bundle, stream, self._aggregator(bundle, stream).add(entry, windowed_value))
         else:
-            turn_key = entry.partition_key if routing.ordered else None
-            bundle.producer.send(bundle.source, stream, entry, (windowed_value,), turn_key=turn_key)
+            if routing.ordered:
+                bundle.producer.send(bundle.source, stream, entry, windowed_value, turn_key=entry.partition_key)
+            else:
+                bundle.gather(stream, entry, windowed_value, self._clock.monotonic_seconds())
         self._sent += 1
         if self._sent % _EMIT_RECORDS:
             return ()
         # A bundle may be endless for our purposes (a batch of millions): results must not pile up until it ends.
         outputs = self._outputs(bundle.producer.settled(bundle.source))
-        if len(windowed_value.windows) != 1:
+        if outputs and len(windowed_value.windows) != 1:
             for output in outputs:
                 settled = output.value if isinstance(output, pvalue.TaggedOutput) else output
                 settled.windows = _Windows(settled.windows)
@@ -478,6 +538,7 @@ class _WriteFn(beam.DoFn):
         bundle = self._bundle
         assert bundle is not None
         try:
+            bundle.hand_over()
             for stream, aggregator in self._aggregators.items():
                 self._send_aggregated(bundle, stream, aggregator.close())
             outputs = self._outputs(bundle.producer.flush(bundle.source))
@@ -543,8 +604,18 @@ class _WriteFn(beam.DoFn):
         outputs: list[Any] = []
         written = 0
         for delivery in deliveries:
-            origins: tuple[WindowedValue, ...] = delivery.token  # type: ignore[assignment]  # ours, given to send()
+            # Ours, given to send(): an element, or the elements of an aggregate.
+            token: Any = delivery.token
+            if token is None or (type(token) is tuple and token[0] is None):  # of a silent sink
+                written += 1 if token is None else len(token)
+                continue
             name = delivery.stream.name
+            if delivery.sequence_number is not None and type(token) is not tuple:
+                record = WrittenRecord(token.value, name, delivery.shard_id or "", delivery.sequence_number)
+                outputs.append(token.with_value(record))
+                written += 1
+                continue
+            origins: tuple[WindowedValue, ...] = token if type(token) is tuple else (token,)
             if delivery.sequence_number is not None:
                 written += len(origins)
                 for place, origin in enumerate(origins):
@@ -558,6 +629,16 @@ class _WriteFn(beam.DoFn):
                 outputs.append(pvalue.TaggedOutput(_FAILED, origin.with_value(failed)))
         self._counted.records.inc(written)
         return outputs
+
+
+class _SilentWriteFn(_WriteFn):
+    """Writes without an output, for a sink whose `written` nobody takes.
+
+    For Beam, handing each element over with its windows is as expensive as writing it.
+    """
+
+    def process(self, element: Any) -> Iterable[Any]:  # type: ignore[override]  # Beam looks at the signature
+        return self._write(element, None)
 
 
 class _Counted:

@@ -326,6 +326,116 @@ class TestFailures:
         assert Counter(rig.written()) == Counter(b"%d" % i for i in range(5000))
 
 
+class TestParcels:
+    """A full request's worth, handed over at once."""
+
+    DATA = tuple(b"%d" % i for i in range(500))
+
+    def send(self, rig: Rig, source: str = "bundle", data: Sequence[bytes] = DATA) -> None:
+        entries = [PutEntry(d, d.decode()) for d in data]
+        rig.producer.send_many(source, FLIGHTS, entries, list(data), sum(e.size_bytes for e in entries))
+
+    def test_it_is_one_request_and_every_record_has_its_own_delivery(self, rig: Rig) -> None:
+        rig.producer.register("bundle")
+        self.send(rig)
+        deliveries = rig.producer.flush("bundle")
+        assert rig.requests() == [list(self.DATA)]
+        kept = {r.data: r for r in rig.fake.records("flights")}
+        assert deliveries == [
+            Delivery(d, FLIGHTS, kept[d].shard_id, kept[d].sequence_number, None, None, 1) for d in self.DATA
+        ]
+        assert rig.producer.in_flight_bytes == 0
+        tally = rig.producer.tally("bundle")
+        assert tally.records_written == 500
+        assert tally.bytes_written == sum(2 * len(d) for d in self.DATA)
+
+    @pytest.mark.parametrize("code", ["InternalFailure", "ProvisionedThroughputExceededException"])
+    def test_only_the_records_that_failed_go_again(self, rig: Rig, code: str) -> None:
+        rig.fake.faults.fail_entries(entry_where=lambda e: e["Data"] in (b"7", b"300"), code=code, times=2)
+        rig.producer.register("bundle")
+        self.send(rig)
+        deliveries = rig.producer.flush("bundle")
+        assert sorted(d.token for d in deliveries) == sorted(self.DATA)  # type: ignore[type-var]
+        assert sorted(rig.written()) == sorted(self.DATA)
+        assert {d.token for d in deliveries if d.attempts > 1} == {b"7", b"300"}
+        assert rig.producer.in_flight_bytes == 0
+
+    def test_a_refused_request_goes_again(self, rig: Rig) -> None:
+        rig.fake.faults.throttle("PutRecords", times=1)
+        rig.fake.faults.drop_connection("PutRecords", moment="before", times=1)
+        rig.producer.register("bundle")
+        self.send(rig)
+        assert len(rig.producer.flush("bundle")) == 500
+        assert sorted(rig.written()) == sorted(self.DATA)
+
+    def test_a_record_that_kinesis_never_takes_is_found_in_it(self, rig: Rig) -> None:
+        rig.fake.faults.fail(
+            "PutRecords", "InvalidArgumentException", where=lambda p: any(r["Data"] == b"7" for r in p["Records"]),
+            times=None,
+        )  # fmt: skip
+        rig.producer.register("bundle", report_failed=True)
+        self.send(rig)
+        deliveries = rig.producer.flush("bundle")
+        assert [d.token for d in deliveries if d.sequence_number is None] == [b"7"]
+        assert sorted(rig.written()) == sorted(set(self.DATA) - {b"7"})
+
+    def test_purged_before_it_left_it_is_never_sent(self, rig: Rig) -> None:
+        for source in ("bundle", "other"):
+            rig.producer.register(source)
+        self.send(rig)
+        rig.producer.purge("bundle")
+        assert rig.producer.in_flight_bytes == 0
+        rig.send("other", b"x")
+        rig.producer.flush("other")
+        assert rig.written() == [b"x"]
+
+    def test_records_of_others_are_not_kept_waiting_by_many(self, rig: Rig) -> None:
+        for source in ("bundle", "other"):
+            rig.producer.register(source)
+        rig.send("other", b"x")
+        for _ in range(2):
+            self.send(rig)
+        rig.producer.flush("other")
+        assert rig.fake.calls["PutRecords"] <= 2
+        rig.producer.flush("bundle")
+        assert len(rig.written()) == 1001
+
+    def test_a_failure_counts_its_records_and_not_the_parcel(self, rig: Rig) -> None:
+        rig.producer.register("bundle")
+        self.send(rig)
+        rig.producer.stop()
+        with pytest.raises(DeliveryFailed, match="500 records"):
+            rig.producer.flush("bundle")
+
+    def test_fewer_than_a_request_takes_share_one_with_others(self, rig: Rig) -> None:
+        for source in ("bundle", "other"):
+            rig.producer.register(source)
+            self.send(rig, source, self.DATA[:100])
+        rig.producer.flush("bundle")
+        assert [len(r) for r in rig.requests()] == [200]
+
+    def test_a_purged_source_with_deliveries_nobody_collected_is_freed(self, rig: Rig) -> None:
+        """The garbage collector does not look into parcels, so no cycle may be left."""
+        rig.producer.register("bundle")
+        self.send(rig)
+        rig.producer.register("other")
+        rig.send("other", b"x")
+        rig.producer.flush("other")
+
+        class Token:
+            pass
+
+        token = Token()
+        rig.producer.send_many("bundle", FLIGHTS, [PutEntry(b"y", "k")] * 500, [token] * 500, 1000)
+        gone = weakref.ref(token)
+        del token
+        rig.producer.purge("bundle")
+        rig.producer.register("bundle")
+        rig.producer.flush("bundle")
+        gc.collect()
+        assert gone() is None
+
+
 class TestOrder:
     def test_a_keys_records_keep_their_order_across_failures(self, rig: Rig) -> None:
         chance = random.Random(5)
@@ -763,6 +873,8 @@ class AnyBundlesAnyFailures(RuleBasedStateMachine):
     order, and the bytes add up.
     """
 
+    MAX_IN_FLIGHT_BYTES = 20_000
+
     def __init__(self) -> None:
         super().__init__()
         self.clock = SimulatedClock()
@@ -770,7 +882,7 @@ class AnyBundlesAnyFailures(RuleBasedStateMachine):
         self.fake.create_stream("flights", shards=2)
         self.producer = KinesisSystemProducer(
             self.fake.factory(),
-            options=ProducerOptions(request_threads=0, max_in_flight_bytes=20_000),
+            options=ProducerOptions(request_threads=0, max_in_flight_bytes=self.MAX_IN_FLIGHT_BYTES),
             clock=self.clock,
             rng=random.Random(0),
         )
@@ -852,7 +964,7 @@ class AnyBundlesAnyFailures(RuleBasedStateMachine):
 
     @invariant()
     def bytes_add_up(self) -> None:
-        assert 0 <= self.producer.in_flight_bytes <= 20_000
+        assert 0 <= self.producer.in_flight_bytes <= self.MAX_IN_FLIGHT_BYTES
 
     def teardown(self) -> None:
         for source, sent in self.bundles.items():
@@ -871,3 +983,23 @@ class AnyBundlesAnyFailures(RuleBasedStateMachine):
 
 AnyBundlesAnyFailures.TestCase.settings = settings(stateful_step_count=40)
 TestAnyBundlesAnyFailures = AnyBundlesAnyFailures.TestCase
+
+
+class AnyParcelsAnyFailures(AnyBundlesAnyFailures):
+    """The same with a full request's worth at a time among them."""
+
+    MAX_IN_FLIGHT_BYTES = 1_200_000
+
+    @precondition(lambda self: self.bundles)
+    @rule(data=st.data())
+    def send_parcel(self, data: st.DataObject) -> None:
+        source = data.draw(st.sampled_from(sorted(self.bundles)))
+        records = [b"%d" % (self.serial + i) for i in range(1, 501)]
+        self.serial += 500
+        self.bundles[source] += records
+        entries = [PutEntry(record, record.decode()) for record in records]
+        self.producer.send_many(source, FLIGHTS, entries, list(records), sum(e.size_bytes for e in entries))
+
+
+AnyParcelsAnyFailures.TestCase.settings = settings(stateful_step_count=20, max_examples=30)
+TestAnyParcelsAnyFailures = AnyParcelsAnyFailures.TestCase

@@ -476,6 +476,25 @@ class _Describe(beam.DoFn):
 
 
 class TestPipelines:
+    @pytest.mark.parametrize("aggregate", [False, True])
+    @pytest.mark.parametrize("asked", [False, True])
+    def test_results_are_made_only_if_somebody_asks(self, live: FakeKinesis, aggregate: bool, asked: bool) -> None:
+        """What is written and counted is the same."""
+        data = [b"%d" % i for i in range(1200)]
+        p = fn_api_pipeline()
+        sink = WriteToKinesis("delays", partition_key="k", client=live.factory(), aggregate=aggregate)
+        result = p | beam.Create(data) | sink
+        if asked:
+            assert_that(result.written | beam.Map(lambda w: w.element), equal_to(data))
+        done = p.run()
+        done.wait_until_finish()
+        written = done.metrics().query(MetricsFilter().with_name("records_written"))["counters"]
+        assert [c.committed for c in written] == [1200]
+        records = [KinesisRecord(r.data, r.sequence_number, r.partition_key) for r in live.records("delays")]
+        apart = [deaggregate(r) for r in records]
+        users = [u.data for r, a in zip(records, apart, strict=True) for u in (a.records if a else [r])]
+        assert sorted(users) == sorted(data)
+
     def test_results_are_in_the_elements_window_with_its_timestamp(self, live: FakeKinesis) -> None:
         with fn_api_pipeline() as p:
             result = (
