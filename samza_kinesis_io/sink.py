@@ -394,6 +394,11 @@ class Routing:
                 raise RecordRefused(
                     f"explicit hash key must be between 0 and 2^128-1, got {given!r}", code="InvalidExplicitHashKey"
                 )
+        # Subclasses, such as numpy's, would not be encoded: found in the request only, with other bundles' records.
+        if type(data) is not bytes:
+            data = bytes(data)
+        if type(key) is not str:
+            key = str.__str__(key)
         return stream, PutEntry(data, key, hash_key)
 
 

@@ -181,6 +181,30 @@ class TestRouting:
         Worker(fake, partition_key=lambda e: key).bundle(b"a")
         assert fake.records("delays")[0].partition_key == key
 
+    def test_kinds_of_str_and_bytes_are_what_they_say(self, fake: FakeKinesis) -> None:
+        """numpy's, say, of a column of keys. A client encodes the classes themselves only."""
+
+        class Key(str):
+            pass
+
+        class Data(bytes):
+            pass
+
+        with LocalKinesis(fake) as kinesis:
+            sink = WriteToKinesis(
+                "delays",
+                client=ClientConfig(region="us-east-1", endpoint_url=kinesis.endpoint_url),
+                partition_key=lambda e: Key("k"),
+                serializer=Data,
+                request_threads=0,
+            )
+            fn = _WriteFn(sink._settings)
+            fn.setup()
+            fn.start_bundle()
+            fn.process(b"a", WindowedValue(b"a", Timestamp(0), (window.GlobalWindow(),)))
+            assert written(fn.finish_bundle()) == [b"a"]
+        assert [(r.data, r.partition_key) for r in fake.records("delays")] == [(b"a", "k")]
+
     @pytest.mark.parametrize("given", [0, "0", "00", 5, MAX_HASH_KEY, str(MAX_HASH_KEY)])
     def test_hash_keys_from_end_to_end(self, fake: FakeKinesis, given: str | int) -> None:
         Worker(fake, explicit_hash_key=given).bundle(b"a")
