@@ -359,6 +359,10 @@ class KinesisSystemProducer:
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
+        with self._lock:
+            # Those that a flush makes in its own thread. Nobody tells us of their end, which is near.
+            while any(outbox.requests_in_flight for outbox in self._outboxes.values()):
+                self._clock.wait(self._room, 0.05)
         with self._clients_lock:
             for client in self._clients.values():
                 client.close()

@@ -839,6 +839,26 @@ class TestThreads:
         assert b"late" not in written or ("late", 1) in outcome
         assert len(outcome) == 2
 
+    def test_stop_waits_for_the_request_that_a_flush_makes_itself(self, threads: Threads) -> None:
+        """Else its connection is closed under it."""
+        producer = threads.producer(linger_seconds=60)
+        producer.register("bundle")
+        producer.send("bundle", FLIGHTS, PutEntry(b"a", "k"))
+
+        def flush() -> None:
+            with pytest.raises(DeliveryFailed, match="stopped"):
+                producer.flush("bundle")
+
+        flusher = start(flush)
+        threads.gate.wait_for_arrivals(1)
+        stopper = start(producer.stop)
+        stopper.join(timeout=0.2)
+        assert stopper.is_alive()
+        threads.gate.open.set()
+        join(stopper)
+        join(flusher)
+        assert [r.data for r in threads.fake.records("flights")] == [b"a"]
+
     def test_equal_options_share_a_producer_and_others_do_not(self, threads: Threads) -> None:
         factory = threads.fake.factory()
         one = shared_producer(factory)
