@@ -366,26 +366,33 @@ def test_a_shard_that_starts_at_its_stop_is_read() -> None:
 def test_the_oldest_listed_descendants_take_the_place_of_a_shard_that_is_gone() -> None:
     lost = state(0, 0, 63, watermark=8)
     listed = [shard(5, 0, 15), shard(6, 16, 31), shard(2, 32, 63), shard(7, 0, 31, 5, 6)]
-    found = after_loss(lost, listed, [lost], Position.at_timestamp(NOW), is_only_restriction=False)
+    found = after_loss(lost, listed, [lost], {}, Position.at_timestamp(NOW), is_only_restriction=False)
     assert ids(found) == [2, 5, 6]
     assert {(s.position, s.watermark_micros) for s in found} == {(Position.at_timestamp(NOW), 8)}
 
 
 def test_shards_that_the_frontier_holds_are_not_taken_twice() -> None:
     lost, held = state(1, 0, 31), state(3, 0, 63)
-    assert after_loss(lost, [shard(3, 0, 63)], [lost, held], HORIZON, is_only_restriction=True) == ()
+    assert after_loss(lost, [shard(3, 0, 63)], [lost, held], {}, HORIZON, is_only_restriction=True) == ()
+
+
+def test_a_named_descendant_starts_at_its_name() -> None:
+    listed = [shard(5, 0, 31), shard(6, 32, 63)]
+    starts = {name(6): Position.after(9)}
+    found = after_loss(state(0, 0, 63), listed, [], starts, HORIZON, is_only_restriction=True)
+    assert [s.position for s in found] == [HORIZON, Position.after(9)]
 
 
 def test_a_descendant_that_reaches_into_anothers_range_fails_with_the_way_out() -> None:
     with pytest.raises(DataLoss, match="shard shardId-000000000003, which reaches beyond it.*restrictions=1"):
-        after_loss(state(1, 0, 31), [shard(3, 0, 63)], [], HORIZON, is_only_restriction=False)
-    assert ids(after_loss(state(1, 0, 31), [shard(3, 0, 63)], [], HORIZON, is_only_restriction=True)) == [3]
+        after_loss(state(1, 0, 31), [shard(3, 0, 63)], [], {}, HORIZON, is_only_restriction=False)
+    assert ids(after_loss(state(1, 0, 31), [shard(3, 0, 63)], [], {}, HORIZON, is_only_restriction=True)) == [3]
 
 
 def test_a_loss_that_leaves_nothing_is_an_error() -> None:
     """Never just an empty frontier."""
     with pytest.raises(IncompleteShardList, match="is gone and the listed shards leave its hash keys"):
-        after_loss(state(1, 0, 31), [shard(2, 32, 63)], [], HORIZON, is_only_restriction=True)
+        after_loss(state(1, 0, 31), [shard(2, 32, 63)], [], {}, HORIZON, is_only_restriction=True)
 
 
 @given(histories(), st.integers(0, 20), st.data())
@@ -395,7 +402,7 @@ def test_after_a_loss_every_key_of_the_lost_shard_is_read_on(
     lost = data.draw(st.sampled_from(history))
     listed = [s for s in history[gone:] if s.shard_id > lost.shard_id]
     try:
-        found = after_loss(state_of(lost), listed, [], HORIZON, is_only_restriction=True)
+        found = after_loss(state_of(lost), listed, [], {}, HORIZON, is_only_restriction=True)
     except IncompleteShardList:
         return
     covered = {k for s in found for k in range(s.hash_key_range.start, s.hash_key_range.end + 1)}

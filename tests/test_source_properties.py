@@ -62,7 +62,7 @@ class SourceMachine(RuleBasedStateMachine):
         per_get=st.sampled_from([1, 3, 10_000]),
         per_bundle=st.sampled_from([1, 4, 10_000]),
         start=st.sampled_from(["horizon", "latest"]),
-        stop_after=st.sampled_from([None, None, None, 0.0, 2.0, 90.0]),
+        stop_after=st.sampled_from([None, None, None, None, 20.0, 400.0]),
         streams=st.sampled_from([1, 1, 2]),
         by_event_time=st.booleans(),
         seed=st.integers(0, 1 << 16),
@@ -193,7 +193,23 @@ class SourceMachine(RuleBasedStateMachine):
     @precondition(lambda self: is_reading(self))
     @rule(after=st.integers(0, 3))
     def downstream_fails(self, after: int) -> None:
-        self.runner.failing_bundle(self._element(), after_batches=after)
+        attempt = self._begun()
+        for _ in range(after):
+            if not self.runner.step(attempt):
+                break
+        attempt.generator.close()  # what Python does to it when the consumer of its output raises
+
+    def _begun(self) -> Attempt:
+        """Return an attempt that stands behind its first batch, if there is anything to read."""
+        self.put(2)
+        for _ in range(4):
+            attempt = self.runner.begin(self._element())
+            if self.runner.step(attempt):
+                break
+            self.runner.finish(attempt)
+            if self.runner.is_done:
+                break
+        return attempt
 
     @precondition(lambda self: is_reading(self))
     @rule(after=st.integers(0, 3))
@@ -203,13 +219,13 @@ class SourceMachine(RuleBasedStateMachine):
     @precondition(lambda self: is_reading(self))
     @rule(steps=st.integers(0, 2))
     def attempt_is_abandoned(self, steps: int) -> None:
-        attempt = self.runner.begin(self._element())
+        attempt = self._begun()
         for _ in range(steps):
-            if not self.runner.step(attempt):
-                return
-        self.zombies.append(attempt)
-        # A new attempt takes over at once, as after a cancellation.
-        self.runner.bundle(attempt.element)
+            self.runner.step(attempt)
+        if attempt.element in self.runner.books.restrictions:
+            self.zombies.append(attempt)
+            # A new attempt takes over at once, as after a cancellation.
+            self.runner.bundle(attempt.element)
 
     @precondition(lambda self: getattr(self, "zombies", None))
     @rule()
@@ -319,7 +335,8 @@ class SourceMachine(RuleBasedStateMachine):
         if not hasattr(self, "runner"):
             return
         self.fake.faults.clear()
-        self.clock.advance(30 if self.stop_seconds is None else 150)
+        left = 0.0 if self.stop_seconds is None else self.stop_seconds - self.clock.now_seconds()
+        self.clock.advance(30 + max(0.0, left))
         self.runner.run(idle_rounds=150)
         self.books_are_in_order_and_in_time()
         if self.stop_seconds is not None:
