@@ -206,8 +206,31 @@ class KinesisSystemProducer:
             if 2 * charged <= self._options.max_in_flight_bytes:
                 self._accept(source, stream, lambda ledger, outbox: Parcel(entries, tokens, ledger, outbox, size_bytes))
                 return
-        for entry, token in zip(entries, tokens, strict=True):
+        taken = self._accept_at_once(source, stream, entries, tokens)
+        for entry, token in zip(entries[taken:], tokens[taken:], strict=True):
             self.send(source, stream, entry, token)
+
+    def _accept_at_once(self, source: Hashable, stream: StreamId, entries: list[PutEntry], tokens: list[object]) -> int:
+        """Take what there is room for now, under one lock; return how many that are."""
+        with self._lock:
+            now = self._clock.monotonic_seconds()
+            self._bury()
+            ledger = self._source(source).ledger
+            self._raise_failure(ledger)
+            if self._queueing:
+                return 0
+            outbox = self._active[stream] = self._outbox(stream)
+            changed = False
+            taken = 0
+            for entry, token in zip(entries, tokens, strict=True):
+                record = PendingRecord(entry, token, ledger, outbox, None)
+                if not self._budget.admits(record.charged_bytes):
+                    break
+                changed |= outbox.add(record, next(self._serials), now)
+                taken += 1
+            if changed:
+                self._call_worker(now)
+            return taken
 
     def _accept(
         self,
@@ -223,15 +246,7 @@ class KinesisSystemProducer:
                     self._bury()
                     ledger = self._source(source).ledger
                     self._raise_failure(ledger)
-                    outbox = self._outboxes.get(stream)
-                    if outbox is None:
-                        outbox = self._outboxes[stream] = Outbox(
-                            stream,
-                            self._budget,
-                            linger_seconds=self._options.linger_seconds,
-                            backoff=self._options.backoff,
-                            rng=self._rng,
-                        )
+                    outbox = self._outbox(stream)
                     item = item_of(ledger, outbox)
                     # First come, first admitted: else a large record would wait for ever behind small ones.
                     first = not self._queueing or self._queueing[0] is waiting
@@ -401,6 +416,18 @@ class KinesisSystemProducer:
             return self._sources[source]
         except KeyError:
             raise ValueError(f"source {source!r} is not registered; call register() first") from None
+
+    def _outbox(self, stream: StreamId) -> Outbox:
+        outbox = self._outboxes.get(stream)
+        if outbox is None:
+            outbox = self._outboxes[stream] = Outbox(
+                stream,
+                self._budget,
+                linger_seconds=self._options.linger_seconds,
+                backoff=self._options.backoff,
+                rng=self._rng,
+            )
+        return outbox
 
     def _raise_failure(self, ledger: SourceLedger) -> None:
         if ledger.failure is not None:
