@@ -355,6 +355,26 @@ class KinesisSystemConsumer:
             lag = max(0.0, self._clock.now_seconds() - min(known) / 1e6)
             return lag * group.bytes_per_second
 
+    def wait_for_any(self, attachments: Sequence[Attachment], timeout_seconds: float) -> bool:
+        """Wait until there is something to poll from one of several attachments. False: the time is over."""
+        deadline = self._clock.monotonic_seconds() + timeout_seconds
+        with self._lock:
+            while True:
+                for attachment in attachments:
+                    self._check(attachment._group, attachment._epoch)
+                    if attachment._group.ready:
+                        return True
+                    self._starve(attachment._group)
+                    if attachment._group.held:
+                        self._release_held(attachment._group)
+                left = deadline - self._clock.monotonic_seconds()
+                if left <= 0:
+                    return False
+                if self._max_threads == 0:
+                    self._fetch_inline(deadline)
+                else:
+                    self._clock.wait(self._data, left)
+
     def stop(self) -> None:
         """End all reading: threads end, connections close. Idempotent; calls under way are not waited for."""
         with self._lock:
