@@ -183,6 +183,22 @@ def test_a_bundle_that_fails_in_mid_batch_is_read_again_by_the_same_process() ->
     assert sorted(runner.numbers) == list(range(100))
 
 
+@pytest.mark.parametrize("after_batches", [0, 1, 2])
+def test_the_batch_in_whose_middle_a_bundle_failed_is_the_next_one(after_batches: int) -> None:
+    stream = Stream()
+    stream.put(100)
+    runner = stream.read(bundle_records=40, max_records_per_get=100)
+    while not runner.bundle():
+        pass
+    attempt = runner.begin()
+    runner.dofn._seconds_per_record = 0.015  # ten records in a bundle's time, so that a bundle has several batches
+    for _ in range(after_batches + 1):
+        assert runner.step(attempt)
+    attempt.generator.close()
+    runner.run()
+    assert runner.numbers == list(range(100))
+
+
 def test_a_checkpoint_restored_in_the_same_process_is_read_again_from_there() -> None:
     stream = Stream(shards=2)
     stream.put(100)
