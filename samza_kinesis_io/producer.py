@@ -60,7 +60,8 @@ class ProducerOptions:
     Attributes:
         max_in_flight_bytes: Accepted and not acknowledged at most, about 512 bytes of bookkeeping per record
             included; `send` waits beyond it. A record larger than this goes alone.
-        linger_seconds: How long a request that is not full may wait for more records.
+        linger_seconds: How long a request that is not full may wait for more records. While others are in flight, one
+            that nobody flushes waits for the first of them instead.
         request_threads: PutRecords requests in flight at most. 0: no threads; `send` and `flush` make the requests
             themselves, one after the other, and waiting moves the clock: for tests with a simulated one.
         backoff: Between tries.
