@@ -788,7 +788,7 @@ class ReadFromKinesis(beam.PTransform):
         prefetch_bytes_per_shard: int = 4 * MIB,
         prefetch_bytes: int = 16 * MIB,
         bundle_seconds: float = 0.15,
-        bundle_records: int = 10_000,
+        bundle_records: int = 50_000,
         bundle_bytes: int = 16 * MIB,
         limits: ReadLimits | None = None,
         checkpoints: CheckpointStore | None = None,
