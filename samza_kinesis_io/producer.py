@@ -546,7 +546,7 @@ class KinesisSystemProducer:
         if parcel is not None:
             with self._lock:
                 now = self._clock.monotonic_seconds()
-                if error is None and not any([o.error_code is not None for o in outcomes]):  # noqa: C419 (faster)
+                if error is None and all([o.sequence_number and o.error_code is None for o in outcomes]):  # noqa: C419 (faster)
                     outbox.delivered(parcel, outcomes, now)
                     self._tell(parcel.owner)
                     self._call_worker(now)

@@ -246,16 +246,18 @@ class TestFailures:
         assert failed[0].attempts > 1
         assert rig.written() == [b"a", b"c"]
 
-    def test_an_entry_without_sequence_number_and_without_error_is_not_delivered(self, rig: Rig) -> None:
+    @pytest.mark.parametrize("count", [1, 500], ids=["a record", "a request's worth"])
+    def test_an_entry_without_sequence_number_and_without_error_is_not_delivered(self, rig: Rig, count: int) -> None:
         """As a proxy or an emulator may answer; nobody has said that the record was written, so it is sent again."""
         producer = KinesisSystemProducer(
             SilentFactory(rig.fake.factory()), options=INLINE, clock=rig.clock, rng=random.Random(3)
         )
         producer.register("bundle")
-        producer.send("bundle", FLIGHTS, PutEntry(b"a", "k"), b"a")
-        (delivery,) = producer.flush("bundle")
-        assert delivery.sequence_number == rig.fake.records("flights")[-1].sequence_number
-        assert delivery.attempts == 2
+        producer.send_many("bundle", FLIGHTS, [PutEntry(b"a", "k")] * count, [b"a"] * count, 2 * count)
+        deliveries = producer.flush("bundle")
+        second_time = {r.sequence_number for r in rig.fake.records("flights")[count:]}
+        assert {d.sequence_number for d in deliveries} == second_time
+        assert [d.attempts for d in deliveries] == [2] * count
 
     def test_throttled_records_are_tried_until_the_stream_takes_them(self) -> None:
         """One shard takes 1,000 records a second; five thousand need four seconds and a bit."""
