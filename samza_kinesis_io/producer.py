@@ -249,9 +249,15 @@ class KinesisSystemProducer:
                     self._raise_failure(ledger)
                     outbox = self._outbox(stream)
                     item = item_of(ledger, outbox)
-                    # First come, first admitted: else a large record would wait for ever behind small ones.
+                    # First come, first admitted: else a large record would wait for ever behind small ones. But who
+                    # waits for one stream, and not for bytes, must not keep out those who write to others.
+                    useful = self._has_use_for(item, outbox)
+                    if not useful and waiting is not None:
+                        self._queueing.remove(waiting)
+                        self._room.notify_all()
+                        waiting = None
                     first = not self._queueing or self._queueing[0] is waiting
-                    if first and self._budget.admits(item.charged_bytes) and self._has_use_for(item, outbox):
+                    if first and useful and self._budget.admits(item.charged_bytes):
                         self._active[stream] = outbox
                         if isinstance(item, Parcel):
                             outbox.add_parcel(item, next(self._serials), now)
@@ -260,7 +266,7 @@ class KinesisSystemProducer:
                         elif outbox.add(item, next(self._serials), now):
                             self._call_worker(now)
                         return
-                    if waiting is None:
+                    if useful and waiting is None:
                         waiting = object()
                         self._queueing.append(waiting)
                     # What moves will make room, and more of it than a request that leaves half empty now.
@@ -579,8 +585,7 @@ class KinesisSystemProducer:
             waiter = self._sources.get(ledger.name)
             if waiter is not None:
                 waiter.done.notify_all()
-        if self._queueing:
-            self._room.notify_all()
+        self._room.notify_all()
 
     def _ask_shard_map(self, stream: StreamId) -> ShardMap | None:
         """Return where keys lead; empty where they lead nowhere in particular; None if we are not told."""

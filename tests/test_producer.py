@@ -723,6 +723,27 @@ class TestThreads:
         producer.flush("bundle")
         assert len(threads.fake.records("flights")) == 4
 
+    def test_a_stream_that_takes_nothing_does_not_block_senders_to_others(self, threads: Threads) -> None:
+        """Its bundle waits with whole requests, far from the bound in bytes."""
+        producer = threads.producer(request_threads=1)
+        producer.register("stuck")
+        entries = [PutEntry(b"x", "k")] * 500
+
+        def send() -> None:
+            for _ in range(6):
+                producer.send_many("stuck", FLIGHTS, list(entries), [None] * 500, 1000)
+
+        sender = start(send)
+        threads.gate.wait_for_arrivals(1)
+        sender.join(timeout=0.2)
+        assert sender.is_alive(), "more of it would only be memory"
+        threads.fake.create_stream("delays")
+        producer.register("bundle")
+        join(start(lambda: producer.send("bundle", StreamId("delays"), PutEntry(b"a", "k"))))
+        threads.gate.open.set()
+        join(sender)
+        assert len(producer.flush("stuck")) == 3000
+
     def test_a_sender_that_is_purged_while_it_waits_is_woken(self, threads: Threads) -> None:
         producer = threads.producer(max_in_flight_bytes=2000, linger_seconds=60)
         producer.register("bundle")
