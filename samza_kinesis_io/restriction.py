@@ -123,7 +123,11 @@ class ShardFrontier:
 
 
 def adopted(
-    ended: ShardState, children: Iterable[ChildShard], starts: Mapping[str, Position], start: Position
+    ended: ShardState,
+    children: Iterable[ChildShard],
+    starts: Mapping[str, Position],
+    start: Position,
+    held: Iterable[ShardState] = (),
 ) -> tuple[ShardState, ...]:
     """Return those children of a shard that has ended which belong to the restriction that read it.
 
@@ -133,7 +137,9 @@ def adopted(
     Args:
         starts: Shards whose starting position the user named.
         start: Where any other child starts: the source's start timestamp, else TRIM_HORIZON; never LATEST.
+        held: The shards of the frontier. A child that those of them which the user named cover counts as read.
     """
+    named = [s for s in held if s.stream == ended.stream and s.shard_id in starts]
     return tuple(
         ShardState(
             stream=ended.stream,
@@ -144,6 +150,7 @@ def adopted(
         )
         for child in children
         if ended.hash_key_range.contains(child.hash_key_range.start)
+        and (child.shard_id in starts or not _is_read(child, named))
     )
 
 
@@ -181,14 +188,24 @@ def planned(
     if stops:
         chosen = [by_id[shard_id] for shard_id in sorted(stops, key=age_key)]
     else:
-        read = {s.shard_id for s in listed if named and s.shard_id not in named and _is_read(s, listed, named)}
-        left = [s for s in listed if s.shard_id not in read]
+        named_shards = [by_id[shard_id] for shard_id in named]
+        read = [s for s in listed if named and s.shard_id not in named and _is_read(s, named_shards)]
+        read_ids = {s.shard_id for s in read}
+        left = [s for s in listed if s.shard_id not in read_ids]
         if missing := holes(left):
             raise IncompleteShardList(
                 f"the {len(listed)} listed shards leave hash keys to nobody, the first are {missing[0].start} to "
                 f"{missing[0].end}"
             )
         chosen = list(oldest_covering(left))
+        # Ancestors of the ones that count as read may be left to read. The named ones wait for them from the start, so
+        # that what counts as read is passed over when its own turn comes.
+        chosen_ids = {s.shard_id for s in chosen}
+        chosen += [
+            s
+            for s in sorted(named_shards, key=lambda s: age_key(s.shard_id))
+            if s.shard_id not in chosen_ids and any(_is_ancestor(r, s) for r in read)
+        ]
     states: list[ShardState] = []
     orphans: list[str] = []
     for shard in chosen:
@@ -209,12 +226,14 @@ def planned(
     return tuple(states)
 
 
-def _is_read(shard: Shard, listed: Sequence[Shard], named: Mapping[str, Position]) -> bool:
+def _is_read(shard: Shard | ChildShard, named: Iterable[Shard | ShardState]) -> bool:
     """Whether named descendants cover a shard wholly, so that whoever wrote their positions had read it."""
-    descendants = [
-        s.hash_key_range for s in listed if s.shard_id in named and age_key(s.shard_id) > age_key(shard.shard_id)
-    ]
-    return not uncovered(shard.hash_key_range, descendants)
+    return not uncovered(shard.hash_key_range, (s.hash_key_range for s in named if _is_ancestor(shard, s)))
+
+
+def _is_ancestor(shard: Shard | ChildShard, other: Shard | ShardState) -> bool:
+    """Whether a shard is an ancestor of another: older, with a hash key in common."""
+    return shard.hash_key_range.overlaps(other.hash_key_range) and age_key(shard.shard_id) < age_key(other.shard_id)
 
 
 def _descends(shard: Shard, listed: Sequence[Shard], named: Mapping[str, Position]) -> bool:

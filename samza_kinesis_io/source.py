@@ -523,7 +523,7 @@ class ReadingLoop(beam.DoFn):
             return self._after_loss(element, state, batch, frontier)
         assert batch.children is not None
         _count(metrics.SHARDS_FINISHED, 1)
-        successors = adopted(state, batch.children, start.named_positions(), start.position())
+        successors = adopted(state, batch.children, start.named_positions(), start.position(), frontier.shards)
         if batch.children:
             _count(metrics.RESHARDINGS, 1)
             _count(metrics.SHARDS_ADOPTED, len(successors))

@@ -18,7 +18,7 @@ from numbered_stream import Stream
 from samza_kinesis_io.client import ClientConfig, KinesisClient, ShardFilter, StreamId
 from samza_kinesis_io.errors import DataLoss, IncompleteShardList, StreamNotFound
 from samza_kinesis_io.positions import StartingPosition
-from samza_kinesis_io.shards import Shard
+from samza_kinesis_io.shards import Shard, uncovered
 from samza_kinesis_io.source import DataLossPolicy, ReadFromKinesis
 from samza_kinesis_io.testing import FakeKinesis, SimulatedClock
 
@@ -473,3 +473,39 @@ def test_any_history_is_read_once_and_in_order_from_its_end(seed: int, restricti
     assert sorted(runner.numbers) == expected
     if restrictions == 1:
         assert_parents_first(stream.fake.shards("flights"), shards_read(runner))
+
+
+@given(st.integers(0, 1 << 32), st.booleans())
+def test_named_starts_of_any_history_read_what_was_not_read(seed: int, behind: bool) -> None:
+    """Each shard is named, or counts as read because named descendants cover it, or is read whole."""
+    rng = random.Random(seed)
+    stream = Stream(shards=rng.randint(1, 3))
+    for _ in range(rng.randint(0, 6)):
+        stream.put(rng.randint(1, 6))
+        reshard(stream, rng)
+    stream.put(rng.randint(1, 10))
+    listed = stream.fake.shards("flights")
+    records = {s.shard_id: stream.fake.records("flights", s.shard_id) for s in listed}
+    holding = [s for s in listed if records[s.shard_id]]
+    named = {
+        s.shard_id: rng.randrange(len(records[s.shard_id])) for s in rng.sample(holding, rng.randint(1, len(holding)))
+    }
+    numbers = {shard: records[shard][at].sequence_number for shard, at in named.items()}
+    make = StartingPosition.after_sequence_numbers if behind else StartingPosition.at_sequence_numbers
+    runner = stream.read(
+        starting_position=make(numbers, otherwise=StartingPosition.trim_horizon()),
+        restrictions=rng.randint(1, 3),
+        max_records_per_get=rng.choice([1, 10_000]),
+    )
+    runner.run()
+    expected: list[int] = []
+    for shard in listed:
+        found = [int(r.data) for r in records[shard.shard_id]]
+        if shard.shard_id in named:
+            expected += found[named[shard.shard_id] + behind :]
+        elif uncovered(
+            shard.hash_key_range,
+            [s.hash_key_range for s in listed if s.shard_id in named and s.shard_id > shard.shard_id],
+        ):
+            expected += found
+    assert sorted(runner.numbers) == sorted(expected)
