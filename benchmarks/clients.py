@@ -144,7 +144,7 @@ def read_ours(endpoint: str, args: argparse.Namespace) -> None:
         STREAM,
         starting_position=StartingPosition.trim_horizon(),
         client=ClientConfig(region="us-east-1", endpoint_url=endpoint),
-        limits=ReadLimits(None, None),
+        limits=ReadLimits() if args.client == "read-nothing" else ReadLimits(None, None),
     )
     with beam.Pipeline("FnApiRunner", options=_streaming()) as pipeline:
         pipeline | read | beam.FlatMap(count_one)
@@ -189,7 +189,7 @@ def _bytes_processor(base: Any) -> Any:
 def _streaming() -> Any:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    return PipelineOptions(["--streaming", "--environment_type=LOOPBACK"])
+    return PipelineOptions(["--streaming"])
 
 
 def count_one(record: Any) -> None:
