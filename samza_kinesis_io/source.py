@@ -454,6 +454,7 @@ class ReadingLoop(beam.DoFn):
             if records_left <= 0 or bytes_left <= 0 or clock.monotonic_seconds() >= deadline:
                 tracker.defer_remainder()
                 return
+            del batch, claim, assigned  # or they would still be there while the next batch is waited for
 
     def _committed(self, state: ShardState, batch: Batch, frontier: ShardFrontier) -> None:
         """A batch is claimed and emitted; `state` is its shard as it was, `frontier` what is left. For checkpoints."""
