@@ -192,7 +192,14 @@ class KinesisSystemProducer:
         self._accept(source, stream, lambda ledger, outbox: PendingRecord(entry, token, ledger, outbox, turn_key))
 
     def send_many(
-        self, source: Hashable, stream: StreamId, entries: list[PutEntry], tokens: list[object], size_bytes: int
+        self,
+        source: Hashable,
+        stream: StreamId,
+        entries: list[PutEntry],
+        tokens: list[object],
+        size_bytes: int,
+        *,
+        flush_follows: bool = False,
     ) -> None:
         """Hand over records without order among them, at most as many as a request takes. Else as `send`.
 
@@ -200,6 +207,7 @@ class KinesisSystemProducer:
 
         Args:
             size_bytes: The sum of the entries' own.
+            flush_follows: The caller flushes next, and no thread need be woken that looks after the linger.
         """
         charged = size_bytes + RECORD_OVERHEAD_BYTES * len(entries)
         # Two have to fit, or the next one is not on its way while the first is.
@@ -207,11 +215,18 @@ class KinesisSystemProducer:
             if 2 * charged <= self._options.max_in_flight_bytes:
                 self._accept(source, stream, lambda ledger, outbox: Parcel(entries, tokens, ledger, outbox, size_bytes))
                 return
-        taken = self._accept_at_once(source, stream, entries, tokens)
+        taken = self._accept_at_once(source, stream, entries, tokens, flush_follows)
         for entry, token in zip(entries[taken:], tokens[taken:], strict=True):
             self.send(source, stream, entry, token)
 
-    def _accept_at_once(self, source: Hashable, stream: StreamId, entries: list[PutEntry], tokens: list[object]) -> int:
+    def _accept_at_once(
+        self,
+        source: Hashable,
+        stream: StreamId,
+        entries: list[PutEntry],
+        tokens: list[object],
+        flush_follows: bool,
+    ) -> int:
         """Take what there is room for now, under one lock; return how many that are."""
         with self._lock:
             now = self._clock.monotonic_seconds()
@@ -229,7 +244,7 @@ class KinesisSystemProducer:
                     break
                 changed |= outbox.add(record, next(self._serials), now)
                 taken += 1
-            if changed:
+            if changed and not flush_follows:
                 self._call_worker(now)
             return taken
 

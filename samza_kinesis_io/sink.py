@@ -459,12 +459,12 @@ class _Bundle:
         ):
             self.hand_over()
 
-    def hand_over(self) -> None:
+    def hand_over(self, *, flush_follows: bool = False) -> None:
         """Let the producer have what was gathered."""
         if self._entries and self._stream is not None:
             entries, tokens, size_bytes = self._entries, self._tokens, self._size_bytes
             self._entries, self._tokens, self._size_bytes = [], [], 0
-            self.producer.send_many(self.source, self._stream, entries, tokens, size_bytes)
+            self.producer.send_many(self.source, self._stream, entries, tokens, size_bytes, flush_follows=flush_follows)
 
 
 class _Windows(tuple[Any, ...]):
@@ -543,7 +543,7 @@ class _WriteFn(beam.DoFn):
         bundle = self._bundle
         assert bundle is not None
         try:
-            bundle.hand_over()
+            bundle.hand_over(flush_follows=True)
             for stream, aggregator in self._aggregators.items():
                 self._send_aggregated(bundle, stream, aggregator.close())
             outputs = self._outputs(bundle.producer.flush(bundle.source))

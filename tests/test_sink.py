@@ -303,6 +303,16 @@ def _arn(fake: FakeKinesis) -> str:
 
 
 class TestBundles:
+    def test_a_small_bundle_needs_no_other_thread(self, live: FakeKinesis) -> None:
+        """Waking one costs a tenth of a request, and all it would find is that the flush has made the request."""
+        sink = WriteToKinesis("delays", client=live.factory(), linger_seconds=60)
+        fn = _WriteFn(sink._settings)
+        fn.setup()
+        fn.start_bundle()
+        fn.process(b"a", WindowedValue(b"a", Timestamp(0), (window.GlobalWindow(),)))
+        assert written(fn.finish_bundle()) == [b"a"]
+        assert not shared_producer(sink._settings.client, sink._settings.options)._threads
+
     def test_a_bundle_ends_when_everything_is_acknowledged(self, fake: FakeKinesis) -> None:
         fake.faults.fail_entries(indexes=[0, 2], code="InternalFailure", times=3)
         outputs = Worker(fake).bundle(b"a", b"b", b"c")
