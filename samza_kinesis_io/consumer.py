@@ -620,8 +620,10 @@ class KinesisSystemConsumer:
         self._release_bytes(reader, reader.buffered_bytes)
 
     def _collect_counts(self, reader: _Reader) -> None:
-        reader.group.counts.update(reader.poller.counts)
-        reader.poller.counts.clear()
+        counts = reader.poller.counts
+        if counts:  # seldom, and asked of every shard after each bundle
+            reader.group.counts.update(counts)
+            counts.clear()
 
     def _drop(self, group: _Group) -> None:
         for reader in list(group.readers.values()):
