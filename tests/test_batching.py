@@ -353,6 +353,22 @@ class TestThrottledShards:
         post.pass_time()
         assert len(post.must_take()) == 4
 
+    def test_throttled_records_go_again_in_their_original_order(self, post: Post) -> None:
+        """The probe that was throttled before those that waited behind it."""
+        bundle = post.source()
+        self.throttle_low(post, bundle)
+        post.pass_time()
+        probe = post.must_take()
+        assert data_of(probe) == [b"low 0"]
+        post.answer(probe, {b"low 0": THROTTLE})
+        sent: list[bytes] = []
+        while len(sent) < 10:
+            post.pass_time()
+            probe = post.must_take()
+            sent += data_of(probe)
+            post.answer(probe)
+        assert sent == [b"low %d" % i for i in range(10)]
+
     def test_the_lane_is_gone_when_its_records_are_through(self, post: Post) -> None:
         bundle = post.source()
         self.throttle_low(post, bundle, 2)
