@@ -54,9 +54,7 @@ class _EmulatorContainer(DockerContainer):
         Raises:
             TimeoutError: it does not answer within `start_timeout_seconds`.
         """
-        DockerImage(
-            self._context, tag=self.image, clean_up=False, buildargs={"BASE_IMAGE": self._base_image}
-        ).build()
+        DockerImage(self._context, tag=self.image, clean_up=False, buildargs={"BASE_IMAGE": self._base_image}).build()
         super().start()
         deadline = time.monotonic() + self._start_timeout_seconds
         while not self._answers():

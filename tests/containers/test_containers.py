@@ -112,9 +112,9 @@ class Stream:
 
     def check_each_seen_once(self) -> None:
         shard = self._client.list_shards(StreamName=SEEN)["Shards"][0]["ShardId"]
-        iterator = self._client.get_shard_iterator(
-            StreamName=SEEN, ShardId=shard, ShardIteratorType="TRIM_HORIZON"
-        )["ShardIterator"]
+        iterator = self._client.get_shard_iterator(StreamName=SEEN, ShardId=shard, ShardIteratorType="TRIM_HORIZON")[
+            "ShardIterator"
+        ]
         seen: list[int] = []
         while records := (answer := self._client.get_records(ShardIterator=iterator))["Records"]:
             seen += [int(record["Data"].split(b",")[0]) for record in records]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -35,6 +36,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_end_of_job_servers() -> None:
+    """They are stopped, and say so, after pytest has taken its handlers away."""
+    logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)
+
+
 @pytest.fixture
 def kinesis() -> Iterator[LocalKinesis]:
     with LocalKinesis() as kinesis:
@@ -42,8 +49,8 @@ def kinesis() -> Iterator[LocalKinesis]:
 
 
 @pytest.fixture
-def flights(kinesis: LocalKinesis) -> Flights:
-    return Flights(kinesis, shards=4)
+def flights(kinesis: LocalKinesis, runner: Runner) -> Flights:
+    return Flights(kinesis, shards=4, one_restriction=Feature.OVERLAP not in runner.features)
 
 
 @pytest.fixture
@@ -60,10 +67,15 @@ Start = Callable[..., Job]
 def start(runner: Runner, kinesis: LocalKinesis, stack: contextlib.ExitStack) -> Iterator[Start]:
     """Start one of the pipelines on this test's runner."""
 
+    jobs: list[Job] = []
+
     def start(name: str, read: Read = Read(), **options: object) -> Job:  # noqa: B008 (frozen)
-        return runner.start(stack, name, kinesis.endpoint_url, read, **options)  # type: ignore[arg-type]
+        jobs.append(runner.start(stack, name, kinesis.endpoint_url, read, **options))  # type: ignore[arg-type]
+        return jobs[-1]
 
     yield start
-    # Whoever still reads is told to go, in the only way that every runner understands.
+    # Whoever still reads is told to go, in the only way that every runner understands; before the service goes.
     kinesis.fake.faults.clear()
     kinesis.fake.faults.deny_access("GetRecords")
+    for job in jobs:
+        job.abandon()

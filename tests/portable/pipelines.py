@@ -84,6 +84,15 @@ class _RaiseOnce(beam.DoFn):
         yield record
 
 
+class _Dawdle(beam.DoFn):
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def process(self, record: KinesisRecord) -> Iterator[KinesisRecord]:
+        yield record
+        time.sleep(self._seconds)
+
+
 class _Describe(beam.DoFn):
     def process(
         self,
@@ -124,6 +133,12 @@ def copy_and_count(pipeline: beam.Pipeline, endpoint_url: str, read: Read) -> No
     _write(counted, COUNTS, endpoint_url)
 
 
+def copy_slowly(pipeline: beam.Pipeline, endpoint_url: str, read: Read) -> None:
+    """50 records a second, so that a bundle lasts."""
+    records = pipeline | read.transform(endpoint_url) | "Dawdle" >> beam.ParDo(_Dawdle(0.02))
+    _copy(records, endpoint_url)
+
+
 def copy_with_an_exception(pipeline: beam.Pipeline, endpoint_url: str, read: Read) -> None:
     """Fails at the 51st record, and at every one after it."""
     records = pipeline | read.transform(endpoint_url) | "Raise" >> beam.ParDo(_RaiseOnce(every_time=True))
@@ -137,7 +152,8 @@ def copy_with_one_exception(pipeline: beam.Pipeline, endpoint_url: str, read: Re
 
 
 PIPELINES: dict[str, Callable[[beam.Pipeline, str, Read], None]] = {
-    build.__name__: build for build in (copy, copy_and_count, copy_with_an_exception, copy_with_one_exception)
+    build.__name__: build
+    for build in (copy, copy_and_count, copy_slowly, copy_with_an_exception, copy_with_one_exception)
 }
 
 

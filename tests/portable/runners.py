@@ -39,20 +39,21 @@ class Feature(enum.Enum):
     UNBOUNDED = "an unbounded read"
     WINDOWS = "windows that close while the source runs"
     OTHER_PROCESS = "workers in another process"
+    DRIVER_IS_WORKER = "workers that are threads of the driver's process"
+    RUNNER_SPLITS = "bundles that the runner splits"
     CANCEL = "cancel() that ends the reading"
     NO_RETRY = "a failure ends the job"
     NOTICES_DEATH = "the death of a worker ends the job"
     BUNDLE_RETRY = "a bundle that failed is run again"
     WORKER_RETRY = "a worker that died is replaced"
-    RETAINED_CHECKPOINTS = "a new job goes on from the checkpoint of an old one"
+    SAVEPOINTS = "a new job goes on where an old one stopped"
+    OVERLAP = "restrictions that are read side by side"
 
 
 class Job:
     """A pipeline that runs, in a thread of this process or in a process of its own."""
 
-    def __init__(
-        self, run: Callable[[], Any], result: Any = None, interrupt: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, run: Callable[[], Any], result: Any = None, interrupt: Callable[[], None] | None = None) -> None:
         self.result = result
         self.error: BaseException | None = None
         self._interrupt = interrupt
@@ -86,7 +87,8 @@ class Job:
             raise self.error
 
     def abandon(self) -> None:
-        """End it as far as that can be done from outside; for the end of a test."""
+        """Wait for its end, and interrupt it if it does not come; for the end of a test."""
+        self._thread.join(10)
         if self.is_running and self._interrupt is not None:
             self._interrupt()
         elif self.is_running and self.result is not None:
@@ -121,7 +123,6 @@ class Runner:
             if self.home is None
             else _in_its_own(stack, self.home, name, endpoint_url, read, arguments)
         )
-        stack.callback(job.abandon)
         return job
 
 
@@ -241,6 +242,7 @@ def _stage_prism(home: Path) -> None:
 
 _EMBED = ["--runner=PortableRunner", "--job_endpoint=embed"]
 _LOCAL = frozenset({Feature.BOUNDED, Feature.UNBOUNDED, Feature.NO_RETRY})
+_PRISM = _LOCAL | {Feature.WINDOWS, Feature.CANCEL, Feature.RUNNER_SPLITS}
 
 # Flink and Spark.
 
@@ -268,6 +270,13 @@ def _flink_pool(stack: contextlib.ExitStack) -> list[str]:
     return [*_flink(*FLINK_STREAMING, *FLINK_RETRIES)(stack), *_pool(stack)]
 
 
+def rest_api() -> str:
+    """Return host:port of the REST API of the session cluster that the Flink job server submits to."""
+    if "BEAM_FLINK_JOB_SERVER" not in os.environ or "BEAM_FLINK_REST" not in os.environ:
+        _missing("BEAM_FLINK_JOB_SERVER=host:port and its cluster's REST API, BEAM_FLINK_REST=host:port", "Flink")
+    return os.environ["BEAM_FLINK_REST"]
+
+
 def _spark(_: contextlib.ExitStack) -> list[str]:
     where = _endpoint_or_jar(
         "BEAM_SPARK_JOB_SERVER", "runners:spark:3:job-server:shadowJar", "Spark", ["--spark_master_url=local[2,4]"]
@@ -288,7 +297,7 @@ def _missing(variable: str, what: str) -> NoReturn:
     tiers.missing(
         f"a {what} job server",
         f"this runs on {what}, which this repository does not install",
-        f"start one and name it, {variable}=host:port; see docs/runners.md",
+        f"start one and name it, {variable}{'' if '=' in variable else '=host:port'}; see docs/runners.md",
         may_be_missing=True,
     )
 
@@ -310,37 +319,55 @@ def _released_jar_answers(gradle_target: str) -> bool:
     return _answers[gradle_target]
 
 
-FN_API = Runner("FnApiRunner", _LOCAL, lambda _: ["--runner=FnApiRunner"])
-PRISM = Runner("Prism", _LOCAL | {Feature.WINDOWS, Feature.CANCEL}, _prism)
+FN_API = Runner("FnApiRunner", _LOCAL | {Feature.DRIVER_IS_WORKER}, lambda _: ["--runner=FnApiRunner"])
+PRISM = Runner("Prism", _PRISM | {Feature.DRIVER_IS_WORKER}, _prism)
 DIRECT_ON_PRISM = Runner(
     "DirectRunner-on-Prism",
     frozenset({Feature.BOUNDED, Feature.UNBOUNDED, Feature.WINDOWS}),
     lambda _: ["--runner=DirectRunner"],
     home=_stage_prism,
 )
-EMBEDDED = Runner("embedded-job-service", _LOCAL, lambda _: [*_EMBED, "--environment_type=LOOPBACK"])
+EMBEDDED = Runner(
+    "embedded-job-service",
+    _LOCAL | {Feature.DRIVER_IS_WORKER},
+    lambda _: [*_EMBED, "--environment_type=LOOPBACK"],
+)
 # Without NOTICES_DEATH: it may wait for a dead worker for ever, and then keeps its own process from ending.
 EMBEDDED_POOL = Runner(
     "embedded-job-service-worker-pool", _LOCAL | {Feature.OTHER_PROCESS}, lambda stack: [*_EMBED, *_pool(stack)]
 )
 PRISM_POOL = Runner(
     "Prism-worker-pool",
-    _LOCAL | {Feature.WINDOWS, Feature.CANCEL, Feature.OTHER_PROCESS, Feature.NOTICES_DEATH},
+    _PRISM | {Feature.OTHER_PROCESS, Feature.NOTICES_DEATH},
     lambda stack: [*_prism(stack), *_pool(stack)],
 )
 FLINK = Runner(
     "Flink",
-    _LOCAL | {Feature.WINDOWS},
+    _LOCAL | {Feature.WINDOWS, Feature.DRIVER_IS_WORKER, Feature.OVERLAP},
     _flink(*FLINK_STREAMING, "--number_of_execution_retries=0", "--environment_type=LOOPBACK"),
 )
 FLINK_RETRYING = Runner(
     "Flink-restarting",
-    frozenset({Feature.BUNDLE_RETRY, Feature.UNBOUNDED}),
+    frozenset({Feature.BUNDLE_RETRY, Feature.UNBOUNDED, Feature.OVERLAP}),
     _flink(*FLINK_STREAMING, *FLINK_RETRIES, "--environment_type=LOOPBACK"),
 )
-FLINK_POOL = Runner("Flink-worker-pool", frozenset({Feature.WORKER_RETRY, Feature.UNBOUNDED}), _flink_pool)
-FLINK_BATCH = Runner("Flink-batch", frozenset({Feature.BOUNDED}), _flink("--environment_type=LOOPBACK"))
-SPARK = Runner("Spark", frozenset({Feature.BOUNDED, Feature.BUNDLE_RETRY, Feature.NO_RETRY}), _spark)
+FLINK_POOL = Runner(
+    "Flink-worker-pool", frozenset({Feature.WORKER_RETRY, Feature.UNBOUNDED, Feature.OVERLAP}), _flink_pool
+)
+FLINK_CLUSTER = Runner(
+    "Flink-cluster",
+    frozenset({Feature.SAVEPOINTS, Feature.UNBOUNDED, Feature.OVERLAP}),
+    _flink(
+        *FLINK_STREAMING,
+        "--environment_type=LOOPBACK",
+        "--externalized_checkpoints_enabled",
+        "--retain_externalized_checkpoints_on_cancellation",
+    ),
+)
+FLINK_BATCH = Runner(
+    "Flink-batch", frozenset({Feature.BOUNDED, Feature.OVERLAP}), _flink("--environment_type=LOOPBACK")
+)
+SPARK = Runner("Spark", frozenset({Feature.BOUNDED, Feature.BUNDLE_RETRY, Feature.NO_RETRY, Feature.OVERLAP}), _spark)
 
 RUNNERS = (
     FN_API,
@@ -352,6 +379,7 @@ RUNNERS = (
     FLINK,
     FLINK_RETRYING,
     FLINK_POOL,
+    FLINK_CLUSTER,
     FLINK_BATCH,
     SPARK,
 )

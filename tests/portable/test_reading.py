@@ -66,3 +66,16 @@ def test_a_bounded_read_is_counted_while_it_runs(flights: Flights, start: Start)
     job.wait_for_end()
     flights.check_each_seen_once_and_in_order()
     assert flights.counts() == flights.expected_counts()
+
+
+@pytest.mark.needs(Feature.BOUNDED, Feature.OVERLAP)
+def test_a_bounded_read_with_several_restrictions_reads_them_side_by_side(flights: Flights, start: Start) -> None:
+    """The Reshuffle before it shares them out. Without it one thread would read one after the other."""
+    flights.put(200)
+    flights.fake.faults.delay("GetRecords", 0.5, times=None)
+    start("copy_slowly", Read(stop_at=flights.after_the_last(), options={"restrictions": 4})).wait_for_end()
+    flights.check_each_seen_once_and_in_order()
+    shards = [s.shard_id for s in flights.seen()]
+    spans = {shard: (shards.index(shard), len(shards) - 1 - shards[::-1].index(shard)) for shard in shards}
+    ordered = sorted(spans.values())
+    assert any(end > start for (_, end), (start, _) in zip(ordered, ordered[1:], strict=False))
