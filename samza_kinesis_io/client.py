@@ -70,6 +70,7 @@ class StreamId:
             ConfigurationError: empty, or neither a stream name (1-128 of a-z A-Z 0-9 _ . -) nor a stream ARN.
         """
         if isinstance(value, str):
+            value = str(value)  # of a subclass, as NumPy's, the encoder of requests knows nothing
             if _STREAM_NAME.fullmatch(value):
                 return cls(value)
             if arn := _STREAM_ARN.fullmatch(value):

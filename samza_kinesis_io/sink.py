@@ -26,7 +26,7 @@ from samza_kinesis_io import metrics
 from samza_kinesis_io.batching import Aggregated, Aggregator
 from samza_kinesis_io.client import ClientConfig, ClientFactory, PutEntry, StreamId
 from samza_kinesis_io.clock import Clock, SystemClock
-from samza_kinesis_io.errors import ConfigurationError, RecordRefused
+from samza_kinesis_io.errors import ConfigurationError, KinesisIOError, RecordRefused
 from samza_kinesis_io.limits import (
     DEFAULT_MAX_RECORD_BYTES,
     MAX_HASH_KEY,
@@ -678,6 +678,8 @@ def _apply(function: Callable[[Any], Any], element: Any, option: str, code: str)
     try:
         return function(element)
     except Exception as error:
+        if isinstance(error, KinesisIOError) and error.retryable:
+            raise  # an outage that the function met is not the element's fault
         raise RecordRefused(f"{option} failed on an element: {type(error).__name__}: {error}", code=code) from error
 
 

@@ -27,3 +27,11 @@ def test_every_scenario_has_its_row() -> None:
     scenarios = text[text.index("## Scenarios") : text.index("## Features")]
     rows = {int(number) for number in re.findall(r"^\| (\d+) \|", scenarios, re.M)}
     assert rows == {*range(1, 34), *range(43, 57)}
+
+
+def test_every_test_that_the_sinks_guarantees_name_exists() -> None:
+    """They name a test, or the class of several, by its bare name."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+|Test\w+|Any\w+)`", (ROOT / "docs/guarantees_sink.md").read_text()))
+    assert len(named) > 40
+    assert not [name for name in named if not re.search(rf"\b(def|class) {name}\b", tests)]

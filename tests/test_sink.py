@@ -232,6 +232,16 @@ BAD_ELEMENTS = [
 ]  # fmt: skip
 
 
+def test_an_outage_that_the_serializer_meets_is_no_fault_of_the_record(fake: FakeKinesis) -> None:
+    """A schema registry that throttles, say: the bundle fails and is run again, and nothing goes to `failed`."""
+
+    def serialize(element: bytes) -> bytes:
+        raise Throttled("the registry is throttled")
+
+    with pytest.raises(Throttled):
+        Worker(fake, dead_letters=True, serializer=serialize).bundle(b"a")
+
+
 class TestRecordsKinesisNeverTakes:
     @pytest.mark.parametrize(("options", "element", "code", "message"), BAD_ELEMENTS)
     def test_they_fail_the_bundle(
