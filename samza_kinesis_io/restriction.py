@@ -123,11 +123,7 @@ class ShardFrontier:
 
 
 def adopted(
-    ended: ShardState,
-    children: Iterable[ChildShard],
-    starts: Mapping[str, Position],
-    start: Position,
-    held: Iterable[ShardState] = (),
+    ended: ShardState, children: Iterable[ChildShard], starts: Mapping[str, Position], start: Position
 ) -> tuple[ShardState, ...]:
     """Return those children of a shard that has ended which belong to the restriction that read it.
 
@@ -137,9 +133,7 @@ def adopted(
     Args:
         starts: Shards whose starting position the user named.
         start: Where any other child starts: the source's start timestamp, else TRIM_HORIZON; never LATEST.
-        held: The shards of the frontier. A child that those of them which the user named cover counts as read.
     """
-    named = [s for s in held if s.stream == ended.stream and s.shard_id in starts]
     return tuple(
         ShardState(
             stream=ended.stream,
@@ -150,7 +144,6 @@ def adopted(
         )
         for child in children
         if ended.hash_key_range.contains(child.hash_key_range.start)
-        and (child.shard_id in starts or not _is_read(child, named))
     )
 
 
@@ -185,31 +178,32 @@ def planned(
                 f"{option} names shards that the stream does not list: {unknown[:5]}; listed are "
                 f"{sorted(by_id)[:5]}{' ...' if len(by_id) > 5 else ''}"
             )
+    read: dict[str, Shard] = {}
     if stops:
         chosen = [by_id[shard_id] for shard_id in sorted(stops, key=age_key)]
     else:
-        named_shards = [by_id[shard_id] for shard_id in named]
-        read = [s for s in listed if named and s.shard_id not in named and _is_read(s, named_shards)]
-        read_ids = {s.shard_id for s in read}
-        left = [s for s in listed if s.shard_id not in read_ids]
+        read = {s.shard_id: s for s in listed if named and s.shard_id not in named and _is_read(s, listed, named)}
+        left = [s for s in listed if s.shard_id not in read]
         if missing := holes(left):
             raise IncompleteShardList(
                 f"the {len(listed)} listed shards leave hash keys to nobody, the first are {missing[0].start} to "
                 f"{missing[0].end}"
             )
         chosen = list(oldest_covering(left))
-        # Ancestors of the ones that count as read may be left to read. The named ones wait for them from the start, so
-        # that what counts as read is passed over when its own turn comes.
-        chosen_ids = {s.shard_id for s in chosen}
-        chosen += [
-            s
-            for s in sorted(named_shards, key=lambda s: age_key(s.shard_id))
-            if s.shard_id not in chosen_ids and any(_is_ancestor(r, s) for r in read)
-        ]
+        if read:
+            # Lineage does not lead around shards that count as read, so every shard is planned and waits for its
+            # ancestors. Also the read ones that an ancestor would adopt: behind their last record they end at once.
+            chosen = list(left)
+            for shard in sorted(read.values(), key=lambda s: age_key(s.shard_id)):
+                if any(_is_ancestor(other, shard) for other in chosen):
+                    chosen.append(shard)
+            chosen.sort(key=lambda s: age_key(s.shard_id))
     states: list[ShardState] = []
     orphans: list[str] = []
     for shard in chosen:
         position = named.get(shard.shard_id)
+        if shard.shard_id in read and shard.ending_sequence_number is not None:
+            position = Position.after(shard.ending_sequence_number)
         if position is None:
             if named and start.otherwise is None and not _descends(shard, listed, named):
                 orphans.append(shard.shard_id)
@@ -226,14 +220,14 @@ def planned(
     return tuple(states)
 
 
-def _is_read(shard: Shard | ChildShard, named: Iterable[Shard | ShardState]) -> bool:
-    """Whether named descendants cover a shard wholly, so that whoever wrote their positions had read it."""
-    return not uncovered(shard.hash_key_range, (s.hash_key_range for s in named if _is_ancestor(shard, s)))
-
-
-def _is_ancestor(shard: Shard | ChildShard, other: Shard | ShardState) -> bool:
-    """Whether a shard is an ancestor of another: older, with a hash key in common."""
+def _is_ancestor(shard: Shard, other: Shard) -> bool:
     return shard.hash_key_range.overlaps(other.hash_key_range) and age_key(shard.shard_id) < age_key(other.shard_id)
+
+
+def _is_read(shard: Shard, listed: Sequence[Shard], named: Mapping[str, Position]) -> bool:
+    """Whether named descendants cover a shard wholly, so that whoever wrote their positions had read it."""
+    descendants = [s.hash_key_range for s in listed if s.shard_id in named and _is_ancestor(shard, s)]
+    return not uncovered(shard.hash_key_range, descendants)
 
 
 def _descends(shard: Shard, listed: Sequence[Shard], named: Mapping[str, Position]) -> bool:

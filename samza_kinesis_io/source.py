@@ -524,7 +524,7 @@ class ReadingLoop(beam.DoFn):
             return self._after_loss(element, state, batch, frontier)
         assert batch.children is not None
         _count(metrics.SHARDS_FINISHED, 1)
-        successors = adopted(state, batch.children, start.named_positions(), start.position(), frontier.shards)
+        successors = adopted(state, batch.children, start.named_positions(), start.position())
         if batch.children:
             _count(metrics.RESHARDINGS, 1)
             _count(metrics.SHARDS_ADOPTED, len(successors))

@@ -311,6 +311,7 @@ def test_ancestors_that_named_descendants_cover_count_as_read() -> None:
     assert [(s.shard_id, s.position) for s in plan(HISTORY, start)] == [
         (name(1), Position.after(5)),
         (name(2), Position.after(6)),
+        (name(3), HORIZON),  # waits for both
     ]
 
 
@@ -322,6 +323,27 @@ def test_an_ancestor_that_is_covered_in_part_is_read() -> None:
 def test_an_ancestor_that_is_named_itself_is_read_from_its_name() -> None:
     start = StartingPosition.at_sequence_numbers({name(0): "3", name(1): "5", name(2): "6"})
     assert [(s.shard_id, s.position) for s in plan(HISTORY, start)] == [(name(0), Position.at(3))]
+
+
+def test_what_counts_as_read_between_shards_that_do_not_is_passed_at_its_end() -> None:
+    """The first shard is read whole; its child that the named one covers has nothing left, but leads on."""
+    history = [
+        shard(0, 0, 63),
+        replace(shard(1, 0, 31, 0), ending_sequence_number=99),
+        shard(2, 32, 63, 0),
+        shard(3, 0, 15, 1),
+        shard(4, 16, 31, 1),
+    ]
+    start = StartingPosition.at_sequence_numbers(
+        {name(3): "5", name(4): "6"}, otherwise=StartingPosition.trim_horizon()
+    )
+    assert [(s.shard_id, s.position) for s in plan(history, start)] == [
+        (name(0), HORIZON),
+        (name(1), Position.after(99)),
+        (name(2), HORIZON),
+        (name(3), Position.at(5)),
+        (name(4), Position.at(6)),
+    ]
 
 
 def test_the_merge_child_alone_stands_for_all_its_ancestors() -> None:
