@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,29 +69,32 @@ class _Observe(beam.DoFn):
         )
 
 
-class _RaiseOnce(beam.DoFn):
-    """Fails at a record, the first time it sees one like it in this process; then never again."""
+#: The pipelines, by a name of their own, whose `_Raise` has raised in this process.
+RAISED: set[str] = set()
 
-    has_raised = False
 
-    def __init__(self, every_time: bool) -> None:
+class _Raise(beam.DoFn):
+    """Fails at the 51st record: the first time in each process, or every time."""
+
+    def __init__(self, *, every_time: bool) -> None:
         self._every_time = every_time
+        self._name = uuid.uuid4().hex
 
     def process(self, record: KinesisRecord) -> Iterator[KinesisRecord]:
         number = int(record.data.split(b",")[0])
-        if number >= 50 and (self._every_time or not _RaiseOnce.has_raised):
-            _RaiseOnce.has_raised = True
+        if number >= 50 and (self._every_time or self._name not in RAISED):
+            RAISED.add(self._name)
             raise ValueError(f"flight {number} is one too many")
         yield record
 
 
 class _Dawdle(beam.DoFn):
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    """Stands still for a second at every 50th record: long enough for a runner to notice."""
 
     def process(self, record: KinesisRecord) -> Iterator[KinesisRecord]:
         yield record
-        time.sleep(self._seconds)
+        if int(record.data.split(b",")[0]) % 50 == 0:
+            time.sleep(1.0)
 
 
 class _Describe(beam.DoFn):
@@ -134,20 +138,20 @@ def copy_and_count(pipeline: beam.Pipeline, endpoint_url: str, read: Read) -> No
 
 
 def copy_slowly(pipeline: beam.Pipeline, endpoint_url: str, read: Read) -> None:
-    """50 records a second, so that a bundle lasts."""
-    records = pipeline | read.transform(endpoint_url) | "Dawdle" >> beam.ParDo(_Dawdle(0.02))
+    """50 records a second, so that a bundle lasts; nothing moves in most of that time."""
+    records = pipeline | read.transform(endpoint_url) | "Dawdle" >> beam.ParDo(_Dawdle())
     _copy(records, endpoint_url)
 
 
 def copy_with_an_exception(pipeline: beam.Pipeline, endpoint_url: str, read: Read) -> None:
     """Fails at the 51st record, and at every one after it."""
-    records = pipeline | read.transform(endpoint_url) | "Raise" >> beam.ParDo(_RaiseOnce(every_time=True))
+    records = pipeline | read.transform(endpoint_url) | "Raise" >> beam.ParDo(_Raise(every_time=True))
     _copy(records, endpoint_url)
 
 
 def copy_with_one_exception(pipeline: beam.Pipeline, endpoint_url: str, read: Read) -> None:
     """Fails once, in the middle of a batch, in each worker process."""
-    records = pipeline | read.transform(endpoint_url) | "Raise" >> beam.ParDo(_RaiseOnce(every_time=False))
+    records = pipeline | read.transform(endpoint_url) | "Raise" >> beam.ParDo(_Raise(every_time=False))
     _copy(records, endpoint_url)
 
 

@@ -258,8 +258,12 @@ FLINK_RETRIES = ["--number_of_execution_retries=10", "--execution_retry_delay=10
 
 def _flink(*more: str) -> Arguments:
     def arguments(_: contextlib.ExitStack) -> list[str]:
+        jvm = [f"--job_server_jvm_properties=--add-opens=java.base/{p}=ALL-UNNAMED" for p in ("java.lang", "java.util")]
         where = _endpoint_or_jar(
-            "BEAM_FLINK_JOB_SERVER", "runners:flink:1.20:job-server:shadowJar", "Flink", ["--flink_version=1.20"]
+            "BEAM_FLINK_JOB_SERVER",
+            "runners:flink:1.20:job-server:shadowJar",
+            "Flink",
+            ["--flink_version=1.20", *jvm],
         )
         return ["--runner=FlinkRunner", "--parallelism=2", *where, *more]
 

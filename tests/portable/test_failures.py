@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from portable import pipelines
 from portable.pipelines import Read
 from portable.runners import Feature, Job
 from portable.stream import Flights
@@ -65,8 +66,10 @@ def test_a_worker_killed_ends_the_job_and_a_new_one_reads_everything(flights: Fl
 def test_an_exception_in_the_middle_of_a_batch_loses_nothing(flights: Flights, start: Start) -> None:
     """The worker survives it, and with it what the reader had handed over but the bundle had not emitted."""
     flights.put(200)
+    before = set(pipelines.RAISED)
     job = start("copy_with_one_exception")
     job.wait_until("all records were seen", flights.all_seen)
+    assert pipelines.RAISED > before
     flights.put_with_reshards(3.0)
     job.wait_until("all records were seen", flights.all_seen)
     # Without the checkpoint that it went back to, all of them would have come twice.
@@ -79,8 +82,10 @@ def test_a_task_that_is_tried_again_loses_nothing(flights: Flights, start: Start
     flights.put(200)
     flights.split()
     flights.put(200)
+    before = set(pipelines.RAISED)
     start("copy_with_one_exception", Read(stop_at=flights.after_the_last())).wait_for_end()
     assert flights.all_seen()
+    assert pipelines.RAISED > before
 
 
 @pytest.mark.needs(Feature.UNBOUNDED, Feature.WORKER_RETRY)
