@@ -325,7 +325,12 @@ class Service:
             raise invalid("shardFilter.type", kind, "Member must satisfy enum value set")
         if kind == "FROM_TIMESTAMP":
             return [s for s in shards if s.closed_seconds is None or s.closed_seconds >= at]
-        return [s for s in shards if s.opened_seconds <= at and (s.closed_seconds is None or s.closed_seconds > at)]
+        # The first shards are as old as the stream, whose creation is rounded to milliseconds, perhaps to before them.
+        return [
+            s
+            for s in shards
+            if (s.opened_seconds <= at or not s.parents) and (s.closed_seconds is None or s.closed_seconds > at)
+        ]
 
     def _split_shard(self, params: Params, now: float) -> Answer:
         stream = self._provisioned_stream(params, now)

@@ -320,6 +320,13 @@ class TestListShards:
         for at in ({"Type": "AT_TRIM_HORIZON"}, {"Type": "AT_TIMESTAMP", "Timestamp": START}):
             assert listed(fake, ShardFilter=at) == [shard_id(0)]
 
+    def test_so_has_that_of_a_stream_made_between_two_milliseconds(self, clock: SimulatedClock) -> None:
+        """Its creation time is rounded down. The KCL asks this way, and died of an empty list."""
+        clock.advance(0.0004)
+        fake = FakeKinesis(clock=clock)
+        fake.create_stream("s", shards=2)
+        assert listed(fake, ShardFilter={"Type": "AT_TRIM_HORIZON"}) == [shard_id(0), shard_id(1)]
+
     def test_a_filter_without_what_it_needs_is_refused(self, fake: FakeKinesis) -> None:
         fake.create_stream("s")
         for shard_filter in (
