@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from samza_kinesis_io.checkpoints import CheckpointStore, SaveReport, ShardCheckpoint, resume
+from samza_kinesis_io.clock import Clock
 from samza_kinesis_io.consumer import Batch, GroupKey, SourceConfig
-from samza_kinesis_io.errors import IncompleteShardList
-from samza_kinesis_io.positions import StartingPosition, StopPosition
+from samza_kinesis_io.errors import CheckpointError, IncompleteShardList
+from samza_kinesis_io.positions import Position, StartingPosition, StopPosition
 from samza_kinesis_io.restriction import ShardFrontier, ShardKey, ShardState
-from samza_kinesis_io.shards import Shard, holes
+from samza_kinesis_io.shards import Shard, age_key, holes
 
 _log = logging.getLogger(__name__)
 
+#: How often, a second apart, a restriction's last rows are tried until all of them are saved.
+_LAST_TRIES: Final = 120
 #: What is known of restrictions that nobody asked for in this time is dropped: they went to another worker.
 _IDLE_SECONDS: Final = 60.0
 
@@ -83,15 +86,24 @@ def resumed(
         )
     plan = resume(listed, rows, start)
     stops = dict(stop.sequence_positions) if stop is not None else {}
+    left = [shard for shard in listed if shard.shard_id in plan.positions]
     states: list[ShardState] = []
     for shard in listed:
         position, end = plan.positions.get(shard.shard_id), stops.get(shard.shard_id)
+        if position is None and shard.ending_sequence_number is not None and any(_leads(a, shard) for a in left):
+            # Done, but not one of its ancestors, which would adopt it: behind its last record it ends at once.
+            position = Position.after(shard.ending_sequence_number)
         if position is None or (stops and end is None):
             continue
         if end is not None and position.excludes(end.sequence_number, end.sub_sequence_number):
             continue  # read up to its stop, or behind it
         states.append(ShardState(stream, shard.shard_id, shard.hash_key_range, position, None, watermark_micros))
     return tuple(states)
+
+
+def _leads(ancestor: Shard, shard: Shard) -> bool:
+    older = age_key(ancestor.shard_id) < age_key(shard.shard_id)
+    return older and ancestor.hash_key_range.overlaps(shard.hash_key_range)
 
 
 class FrontierRows:
@@ -177,7 +189,11 @@ class FrontierRows:
 
 
 class SaveRows:
-    """A bundle's rows, to be saved when the runner has committed it. Called once by the runner."""
+    """A bundle's rows, to be saved when the runner has committed it. Called once by the runner.
+
+    Args:
+        is_last: The restriction is done: what a store defers is tried again here, for nobody else will.
+    """
 
     def __init__(
         self,
@@ -185,11 +201,16 @@ class SaveRows:
         checkpointing: Checkpointing,
         origin: FrontierRows,
         rows: Mapping[int, Sequence[ShardCheckpoint]],
+        *,
+        is_last: bool = False,
+        clock: Clock,
     ) -> None:
         self._source = source
         self._checkpointing = checkpointing
         self._origin = origin
         self._rows = rows
+        self._is_last = is_last
+        self._clock = clock
 
     def __call__(self) -> None:
         for stream, rows in self._rows.items():
@@ -197,13 +218,29 @@ class SaveRows:
             if store is None:
                 continue
             try:
-                report = store.save(self._source.streams[stream].name, rows)
+                report = self._save(store, self._source.streams[stream].name, rows)
             except Exception as error:
                 self._origin.failed(error)
                 raise
             self._origin.saved(stream, rows, report)
             if report.deferred:
                 _log.info("these leases have an owner that may be dead; they are saved later: %s", report.deferred)
+
+
+    def _save(self, store: CheckpointStore, name: str, rows: Sequence[ShardCheckpoint]) -> SaveReport:
+        report = store.save(name, rows)
+        if not self._is_last:
+            return report
+        # No later bundle will save what is deferred. A lease is known to be free or not after its fail-over time.
+        for _ in range(_LAST_TRIES):
+            if not report.deferred:
+                return report
+            self._clock.sleep(1.0)
+            report = store.save(name, rows)
+        raise CheckpointError(
+            f"the rows of {list(report.deferred)} of stream {name} are not saved: {_LAST_TRIES} s after the read's end "
+            "it is still not known whether the owners of their leases live; lower the store's failover_seconds"
+        )
 
 
 def nothing_to_save() -> None:

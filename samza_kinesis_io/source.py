@@ -657,8 +657,10 @@ class CheckpointingLoop(ReadingLoop):
         finally:
             release_rows(key, rows, claims, clock.monotonic_seconds())
         now = clock.monotonic_seconds()
-        if self._left.is_done or rows.is_due(now, checkpointing.interval_seconds):
-            self._save = SaveRows(self._plan.source, checkpointing, rows, rows.take(self._left, now))
+        left = self._left
+        if left.is_done or rows.is_due(now, checkpointing.interval_seconds):
+            taken = rows.take(left, now)
+            self._save = SaveRows(self._plan.source, checkpointing, rows, taken, is_last=left.is_done, clock=clock)
 
     def _committed(self, state: ShardState, batch: Batch, frontier: ShardFrontier) -> None:
         self._rows.end(state, batch)

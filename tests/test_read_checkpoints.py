@@ -173,6 +173,19 @@ class TestRows:
         job.run(idle_rounds=5)
         assert store.load("flights")[FIRST].ended
 
+    def test_the_last_rows_of_a_read_wait_until_their_leases_are_known_to_be_free(
+        self, store: MemoryCheckpointStore
+    ) -> None:
+        """No later bundle would save them."""
+        stream = CheckpointedStream()
+        stream.put(5)
+        slow = Deferring(store.name)
+        slow.refusals.append(FIRST)
+        job = stream.job(slow, stop_at=StopPosition.at_timestamp(stream.now))
+        with pytest.raises(CheckpointError, match="lower the store's failover_seconds"):
+            job.run()
+        slow.refusals.clear()
+
     def test_rows_that_cannot_be_saved_fail_the_next_bundle(self) -> None:
         """A runner may swallow what a callback raises."""
         stream = CheckpointedStream()
@@ -296,6 +309,24 @@ class TestGoingOn:
         job = stream.job(store, starting_position=named)
         job.run()
         assert sorted(job.numbers) == [6, 8, 10, 12, 14, 16, 17, 18, 19]
+
+    def test_a_done_shard_is_not_read_again_behind_a_parent_whose_end_was_not_saved(
+        self, store: MemoryCheckpointStore
+    ) -> None:
+        stream = CheckpointedStream()
+        stream.put(10)
+        low, high = stream.fake.split("flights", FIRST)
+        for _ in range(5):
+            stream.put(1, shard_id=low)
+            stream.put(1, shard_id=high)
+        stream.fake.split("flights", low)
+        stream.put(10)
+        ranges = {s.shard_id: s.hash_key_range for s in stream.fake.shards("flights")}
+        store.save("flights", [ShardCheckpoint(FIRST, stream.position_of(7), hash_key_range=ranges[FIRST])])
+        store.save("flights", [ShardCheckpoint(low, None, ended=True, hash_key_range=ranges[low])])
+        job = stream.job(store)
+        job.run()
+        assert sorted(job.numbers) == [8, 9, *range(11, 20, 2), *range(20, 30)]
 
     @pytest.mark.parametrize("seed", range(10))
     def test_jobs_that_are_killed_and_started_anew_while_shards_split_and_merge_lose_nothing(

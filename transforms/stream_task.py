@@ -577,7 +577,10 @@ class _TaskLoop(ReadingLoop):
         now = self._clock.monotonic_seconds()
         checkpointing = self._plan.checkpointing
         if checkpointing.is_on and (commit or not host.rows.is_taken or frontier.is_done):
-            self._save = SaveRows(self._plan.source, checkpointing, host.rows, host.rows.take(frontier, now))
+            rows = host.rows.take(frontier, now)
+            self._save = SaveRows(
+                self._plan.source, checkpointing, host.rows, rows, is_last=frontier.is_done, clock=self._clock
+            )
         host.look_at_all(now)
 
     def _flush(self, host: _Host, attachment: Attachment, frontier: ShardFrontier, claims: int) -> None:

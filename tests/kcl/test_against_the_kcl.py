@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,11 +21,9 @@ from samza_kinesis_io.aggregation import MAGIC, Aggregate, HashFilter, _Malforme
 from samza_kinesis_io.limits import MAX_HASH_KEY
 from samza_kinesis_io.records import KinesisRecord
 from samza_kinesis_io.shards import HashKeyRange
-from tiers import CACHE, ROOT, require_tool
 
 pytestmark = pytest.mark.kcl
 
-WHY = "the KCL's de-aggregator runs on it"
 User = tuple[str, "str | None", bytes]
 #: The quick profile's examples are too few to mutate well, and one costs a fraction of a millisecond here.
 thoroughly = settings(max_examples=max(500, settings().max_examples))
@@ -75,18 +72,9 @@ class Kcl:
 
 
 @pytest.fixture(scope="module")
-def kcl() -> Iterator[Kcl]:
-    java = require_tool("java", WHY, "apt-get install openjdk-17-jdk-headless, or https://adoptium.net")
-    maven = require_tool("mvn", "the KCL and its dependencies come from Maven Central", "apt-get install maven")
-    built = subprocess.run(
-        [maven, "-q", "-B", "-f", str(ROOT / "tests/kcl/pom.xml"), "compile"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
+def kcl(kcl_java: list[str]) -> Iterator[Kcl]:
     process = subprocess.Popen(
-        [java, "-cp", f"{CACHE / 'kcl/classes'}{os.pathsep}{CACHE / 'kcl/lib'}/*", "Kcl"],
+        [*kcl_java, "Kcl"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
