@@ -1,7 +1,14 @@
 """Amazon Kinesis Data Streams for Apache Beam, in Python alone."""
 
 from samza_kinesis_io.aggregation import HashFilter
+from samza_kinesis_io.checkpoints import (
+    CheckpointStore,
+    DynamoDBCheckpointStore,
+    FileCheckpointStore,
+    MemoryCheckpointStore,
+)
 from samza_kinesis_io.client import ClientConfig
+from samza_kinesis_io.dynamodb import DynamoDBConfig
 from samza_kinesis_io.errors import (
     AccessRefused,
     CheckpointError,
@@ -33,20 +40,25 @@ __all__ = [
     "AccessRefused",
     "ArrivalTimeWatermark",
     "CheckpointError",
+    "CheckpointStore",
     "ClientConfig",
     "ConfigurationError",
     "DataLoss",
     "DataLossPolicy",
     "DeliveryFailed",
+    "DynamoDBCheckpointStore",
+    "DynamoDBConfig",
     "EndpointUnreachable",
     "EventTimeWatermark",
     "FailedRecord",
+    "FileCheckpointStore",
     "HashFilter",
     "IncompleteShardList",
     "InvalidArgument",
     "IteratorExpired",
     "KinesisIOError",
     "KinesisRecord",
+    "MemoryCheckpointStore",
     "OutgoingRecord",
     "ProcessingTimeWatermark",
     "ReadFromKinesis",

@@ -18,7 +18,13 @@ KinesisIOError
 ├── RecordRefused                a record Kinesis can never take: too large, bad key
 ├── DeliveryFailed               a batch could not be delivered in time; carries counts by code
 ├── CheckpointError              a checkpoint can't be read or written
-└── StaleAttachment              another attempt reads this restriction now; this one must stop
+├── StaleAttachment              another attempt reads this restriction now; this one must stop
+├── TaskFailed                   (task.py) a task broke a rule: a callback twice, or not in time
+├── StoreFull                    (stores.py) an entry, or a task's store, passes its limit; carries both sizes
+├── SerdeError                   (serdes.py) a key or message is not what its serde takes (also a ValueError)
+├── CodecFailed                  (transforms) an element that can't be decoded or encoded (also a ValueError)
+├── SchemaUnavailable            (transforms) the registry of schemas doesn't answer, or refuses
+└── UnknownSchema                (transforms) it answers that there is no such schema
 """
 
 from __future__ import annotations
