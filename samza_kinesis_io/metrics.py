@@ -11,10 +11,6 @@ from typing import Final
 
 NAMESPACE: Final = "samza_kinesis_io"
 
-#: How often a gauge is set at most. The FnApiRunner of Beam 2.77 cannot combine gauges: it keeps that of every bundle
-#: (and with it the bundle's whole answer), and walks through them all at each further one.
-GAUGE_SECONDS: Final = 10.0
-
 # Source
 
 #: Counter: records emitted (user records, where aggregates are taken apart).

@@ -493,7 +493,6 @@ class _WriteFn(beam.DoFn):
         self._known_streams: dict[str, StreamId] = {}
         self._counted = _Counted()
         self._clock = self._settings.clock or SystemClock()
-        self._gauge_due_seconds = float("-inf")
 
     def start_bundle(self) -> None:
         self._end_bundle()  # an earlier one of this instance that failed
@@ -551,10 +550,7 @@ class _WriteFn(beam.DoFn):
         finally:
             # Whatever happens: what was counted is reported by this thread, which is the bundle's.
             self._counted.report(bundle.producer.tally(bundle.source))
-            now = self._clock.monotonic_seconds()
-            if now >= self._gauge_due_seconds:
-                self._gauge_due_seconds = now + metrics.GAUGE_SECONDS
-                self._counted.in_flight_bytes.set(bundle.producer.in_flight_bytes)
+            self._counted.in_flight_bytes.set(bundle.producer.in_flight_bytes)
             self._end_bundle()
         return outputs
 

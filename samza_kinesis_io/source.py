@@ -377,7 +377,6 @@ class ReadingLoop(beam.DoFn):
         self._plan = plan
         self._clock = clock
         self._seconds_per_record = 0.0
-        self._gauges_due_seconds = float("-inf")
 
     def _read(self, element: ShardGroup, tracker: Any, estimator: ManualWatermarkEstimator) -> Iterator[Any]:
         frontier = tracker.current_restriction()
@@ -591,10 +590,6 @@ class ReadingLoop(beam.DoFn):
     def _report(self, attachment: Attachment) -> None:
         for name, value in attachment.take_counts().items():
             _count(name, value)
-        now = self._clock.monotonic_seconds()
-        if now < self._gauges_due_seconds:
-            return
-        self._gauges_due_seconds = now + metrics.GAUGE_SECONDS
         Metrics.gauge(metrics.NAMESPACE, metrics.PREFETCHED_BYTES).set(attachment.prefetched_bytes())
         Metrics.gauge(metrics.NAMESPACE, metrics.SHARDS_OPEN).set(attachment.shards_open())
         lag = attachment.max_millis_behind_latest()
