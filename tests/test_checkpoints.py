@@ -430,6 +430,30 @@ class TestLeaseTable:
     def test_rows_that_are_no_leases_are_passed_over(self, item: Any) -> None:
         assert from_lease_item(item) is None
 
+    def test_the_table_that_a_kcl_left_behind_is_where_a_job_goes_on(self) -> None:
+        """Written by the KCL 3.0.1 (tests/kcl/test_round_trip.py): one parent ended, one child amid an aggregate."""
+        path = Path(__file__).with_name("kcl_lease_table.json")
+        found = {item["leaseKey"]["S"]: from_lease_item(item) for item in json.loads(path.read_text())}
+        half, quarter = (MAX_HASH_KEY + 1) // 2, (MAX_HASH_KEY + 1) // 4
+        second = Position.after(49680557649490263611988862327668122852878642294007267346, 0)
+        third = Position.after(49680557649869376280363882921063349731137132777036578850, 8)
+        fourth = Position.after(49680557649891677025562413544208512226868625026066677810, 0)
+        assert found == {
+            shard_id(0): end(0, children=(shard_id(2), shard_id(3)), hash_key_range=HashKeyRange(0, half - 1)),
+            shard_id(1): row(1, second, hash_key_range=HashKeyRange(half, MAX_HASH_KEY)),
+            shard_id(2): row(2, third, parents=(shard_id(0),), hash_key_range=HashKeyRange(0, quarter - 1)),
+            shard_id(3): row(3, fourth, parents=(shard_id(0),), hash_key_range=HashKeyRange(quarter, half - 1)),
+        }
+        listed = [
+            Shard(shard_id(0), HashKeyRange(0, half - 1)),
+            Shard(shard_id(1), HashKeyRange(half, MAX_HASH_KEY)),
+            Shard(shard_id(2), HashKeyRange(0, quarter - 1), shard_id(0)),
+            Shard(shard_id(3), HashKeyRange(quarter, half - 1), shard_id(0)),
+        ]
+        plan = resume(listed, {k: v for k, v in found.items() if v}, StartingPosition.trim_horizon())
+        assert plan.positions == {shard_id(1): second, shard_id(2): third, shard_id(3): fourth}
+        assert plan.done == {shard_id(0)}
+
     def test_a_kcls_row_is_read_with_everything_it_may_carry(self) -> None:
         """As KCL 3 writes it, the number in pendingCheckpointState by its bug included."""
         item = {
