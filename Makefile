@@ -51,8 +51,9 @@ demo: .venv/.demo
 	$(BIN)/python -m samza_kinesis_io.pipelines.demo --runner=$(RUNNER) $(DEMO_RUNNER_ARGS) \
 	  $(if $(FLIGHTS),--flights '$(FLIGHTS)') $(ARGS)
 
+# In as many processes as there are cores, up to four: beyond that the tests wait for each other's servers.
 test: .venv/.dev
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n auto --maxprocesses=4 $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
