@@ -51,6 +51,16 @@ def test_a_new_job_goes_on_where_the_old_one_was_committed(
     assert "finalizable" not in caplog.text
 
 
+@pytest.mark.needs(Feature.BOUNDED, Feature.DRIVER_IS_WORKER)
+def test_a_bounded_job_reads_what_came_since_the_one_before(flights: Flights, start: Start, tmp_path: Path) -> None:
+    """So the last bundle's rows were saved, though nothing came after it."""
+    for _ in range(3):
+        flights.put(100)
+        flights.split()
+        start("copy", _bounded(flights, tmp_path)).wait_for_end()
+    flights.check_each_seen_once_and_in_order()
+
+
 def wait_until_rows_stand_still(directory: Path) -> None:
     """A second is five intervals."""
     path = directory / "flights.json"
