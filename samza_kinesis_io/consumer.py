@@ -756,9 +756,13 @@ class KinesisSystemConsumer:
 
     def _client(self, factory: ClientFactory, stream: StreamId) -> KinesisClient:
         key = (factory, stream.region)
+        with self._lock:
+            client = self._clients.get(key)
+        if client is not None:
+            return client
         with self._connecting:
             with self._lock:
-                client = self._clients.get(key)
+                client = self._clients.get(key)  # somebody else may have connected meanwhile
             if client is None:
                 client = factory.connect(stream)
                 with self._lock:
