@@ -640,17 +640,35 @@ def _merge(stream: Stream) -> None:
 
 class TestOutput:
     def run_pipeline(self, stream: Stream, config: dict[str, str], task: Any = Echo, **options: Any) -> None:
-        with beam.Pipeline("FnApiRunner") as pipeline:
-            _ = pipeline | RunStreamTask(
-                task,
-                inputs=["kinesis.flights"],
-                config={**JSON, **config},
-                client=stream.fake.factory(),
-                starting_position=StartingPosition.trim_horizon(),
-                stop_at=StopPosition.at_timestamp(Timestamp(stream.clock.now_seconds() + 0.05)),
-                clock=stream.clock,
-                **options,
-            )
+        pipeline = beam.Pipeline("FnApiRunner")
+        _ = pipeline | RunStreamTask(
+            task,
+            inputs=["kinesis.flights"],
+            config={**JSON, **config},
+            client=stream.fake.factory(),
+            starting_position=StartingPosition.trim_horizon(),
+            stop_at=StopPosition.at_timestamp(Timestamp(stream.clock.now_seconds() + 0.05)),
+            clock=stream.clock,
+            **options,
+        )
+        self.result = pipeline.run()
+        self.result.wait_until_finish()
+
+    def test_metrics_have_samzas_names(self) -> None:
+        stream = Stream(clock=SystemClock())
+        stream.fake.create_stream("delays", shards=1)
+        stream.put(10)
+        self.run_pipeline(stream, {"task.commit.ms": "1", "systems.kinesis.streams.delays.samza.msg.serde": "json"})
+        found = self.result.metrics().query()
+        counters = {c.key.metric.name: c.committed for c in found["counters"]}
+        assert counters["process-calls"] == counters["send-calls"] == 10
+        assert counters["commit-calls"] >= 1
+        gauges = {g.key.metric.name: g.committed.value for g in found["gauges"]}
+        assert gauges["messages-in-flight"] == 0
+        assert gauges["millisBehindLatest"] >= 0
+        latency = next(d for d in found["distributions"] if d.key.metric.name == "readLatency")
+        assert latency.committed.count == 10
+        assert latency.committed.min >= 0
 
     def test_messages_for_a_kinesis_system_are_written_with_their_serde_and_key(self) -> None:
         stream = Stream(shards=2, clock=SystemClock())

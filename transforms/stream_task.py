@@ -379,6 +379,7 @@ class _TaskLoop(ReadingLoop):
                 evidence.clear()
                 for record, micros in zip(batch.records, assigned, strict=True):
                     self._process(host, batch.key, runner, record, micros, estimator)
+                self._report_in_flight(host)
                 is_over = claim.replaced is not None
                 if is_over and all(s.key != batch.key for s in claim.successors):
                     commit = self._end_shard(host, batch, state, estimator) or commit
@@ -626,6 +627,9 @@ class _TaskLoop(ReadingLoop):
             batch = SentBatch(host.messages, host.timestamps_micros)
             host.messages, host.timestamps_micros = [], []
             yield TimestampedValue(batch, Timestamp(micros=min(batch.timestamps_micros)))
+
+    def _report_in_flight(self, host: _Host) -> None:
+        Metrics.gauge(metrics.NAMESPACE, "messages-in-flight").set(host.in_flight)
 
     def _report_counts(self, runner: TaskRunner) -> None:
         counts, runner.counts = runner.counts, Counter()
