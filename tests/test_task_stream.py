@@ -658,7 +658,7 @@ class TestOutput:
         stream = Stream(clock=SystemClock())
         stream.fake.create_stream("delays", shards=1)
         stream.put(10)
-        self.run_pipeline(stream, {"task.commit.ms": "1", "systems.kinesis.streams.delays.samza.msg.serde": "json"})
+        self.run_pipeline(stream, {"task.commit.ms": "200", "systems.kinesis.streams.delays.samza.msg.serde": "json"})
         found = self.result.metrics().query()
         counters = {c.key.metric.name: c.committed for c in found["counters"]}
         assert counters["process-calls"] == counters["send-calls"] == 10

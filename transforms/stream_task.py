@@ -322,7 +322,7 @@ class _TaskLoop(ReadingLoop):
         deadline = clock.monotonic_seconds() + budget_seconds
         records_left, bytes_left = plan.bundle_records, plan.bundle_bytes
         evidence: dict[ShardKey, Advance] = {}
-        progressed = False
+        progressed = polled = False
         frontier: ShardFrontier = tracker.current_restriction()
         self._open_tasks(host, frontier)
         commit = False
@@ -335,7 +335,9 @@ class _TaskLoop(ReadingLoop):
                 if host.container.is_voting and host.container.has_voted():
                     yield from self._shut_down(host, tracker, attachment, estimator, frontier)
                     return
-                if commit or now >= deadline or records_left <= 0 or bytes_left <= 0:
+                # Not before the first look for messages: with an interval shorter than a bundle takes, one bundle after
+                # the other would commit and none would read.
+                if polled and (commit or now >= deadline or records_left <= 0 or bytes_left <= 0):
                     yield from self._end_bundle(host, tracker, attachment, estimator, frontier, commit)
                     tracker.defer_remainder()
                     return
@@ -344,6 +346,7 @@ class _TaskLoop(ReadingLoop):
                     bound = self._proved(proof, frontier)
                     evidence[proof.key] = Advance(proof.key, None, bound, proof.read_until_micros)
                 batch = attachment.poll(1)
+                polled = True
                 if batch is None:
                     if host.in_flight:
                         self._wait_for_completion(host, estimator)
@@ -360,7 +363,7 @@ class _TaskLoop(ReadingLoop):
                         attachment.wait(min(due, max(budget_seconds, plan.source.poll_interval_seconds)))
                         deadline = clock.monotonic_seconds() + budget_seconds
                         continue
-                    yield from self._end_bundle(host, tracker, attachment, estimator, frontier, False)
+                    yield from self._end_bundle(host, tracker, attachment, estimator, frontier, commit)
                     defer_seconds = min(plan.defer_seconds, due)
                     shared_consumer(clock).set_resume_at(element.uid, clock.monotonic_seconds() + defer_seconds)
                     tracker.defer_remainder(Duration(micros=round(defer_seconds * 1e6)))
