@@ -123,12 +123,19 @@ class ShardFrontier:
 
 
 def adopted(
-    ended: ShardState, children: Iterable[ChildShard], starts: Mapping[str, Position], start: Position
+    ended: ShardState,
+    children: Iterable[ChildShard],
+    starts: Mapping[str, Position],
+    start: Position,
+    *,
+    is_only_restriction: bool = False,
 ) -> tuple[ShardState, ...]:
     """Return those children of a shard that has ended which belong to the restriction that read it.
 
     A child belongs to the reader of the parent that holds the child's first hash key; both parents of a merge
-    report it, and exactly one of them takes it.
+    report it, and exactly one of them takes it. An only restriction takes it when the first of its parents ends, and it
+    waits there for the other: so no hash key is ever held by nobody, and a loss of the other parent's generation cannot
+    take the child with it.
 
     Args:
         starts: Shards whose starting position the user named.
@@ -143,7 +150,7 @@ def adopted(
             watermark_micros=ended.watermark_micros,
         )
         for child in children
-        if ended.hash_key_range.contains(child.hash_key_range.start)
+        if is_only_restriction or ended.hash_key_range.contains(child.hash_key_range.start)
     )
 
 
@@ -253,7 +260,8 @@ def after_loss(
     Shards that the frontier holds already are left out. A loss never just empties a frontier.
 
     Raises:
-        DataLoss: a listed shard reaches beyond the lost one's range, so that another restriction may read it too.
+        DataLoss: there are other restrictions, and what is left are not simply the lost shard's own parts: one of them
+            may read it too, or may have left to this one a merge child that is gone as well.
         IncompleteShardList: some of the lost range is held by nobody.
     """
     held_ids = {s.shard_id for s in held if s.stream == lost.stream and s.key != lost.key}
@@ -263,10 +271,11 @@ def after_loss(
         )
     successors = [s for s in oldest_covering(listed, lost.hash_key_range) if s.shard_id not in held_ids]
     for shard in successors:
-        if not is_only_restriction and not lost.hash_key_range.covers(shard.hash_key_range):
+        is_own_part = shard.parents == (lost.shard_id,) and lost.hash_key_range.covers(shard.hash_key_range)
+        if not is_only_restriction and not is_own_part:
             raise DataLoss(
-                f"shard {lost.shard_id} is gone; what is left of its range is shard {shard.shard_id}, which reaches "
-                "beyond it, so that another restriction may be reading it. Read with restrictions=1 to go on."
+                f"shard {lost.shard_id} is gone; what is left of its range is shard {shard.shard_id}, which did not "
+                "come from it alone, so that another restriction has to do with it. Read with restrictions=1 to go on."
             )
     return tuple(
         ShardState(

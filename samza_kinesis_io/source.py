@@ -524,7 +524,13 @@ class ReadingLoop(beam.DoFn):
             return self._after_loss(element, state, batch, frontier)
         assert batch.children is not None
         _count(metrics.SHARDS_FINISHED, 1)
-        successors = adopted(state, batch.children, start.named_positions(), start.position())
+        successors = adopted(
+            state,
+            batch.children,
+            start.named_positions(),
+            start.position(),
+            is_only_restriction=element.group_count == 1,
+        )
         if batch.children:
             _count(metrics.RESHARDINGS, 1)
             _count(metrics.SHARDS_ADOPTED, len(successors))

@@ -223,6 +223,12 @@ def test_a_merge_child_belongs_to_the_parent_that_holds_its_first_hash_key() -> 
     assert adopted(state(1, 32, 63), [child], {}, HORIZON) == ()
 
 
+def test_an_only_restriction_takes_a_merge_child_when_the_first_parent_ends() -> None:
+    """Else its half of the hash keys is held by nobody until the other parent ends, and is lost if that one is."""
+    child = child_of(shard(2, 0, 63, 0, 1))
+    assert ids(adopted(state(1, 32, 63), [child], {}, HORIZON, is_only_restriction=True)) == [2]
+
+
 def test_a_named_child_starts_at_its_name_and_others_at_the_start() -> None:
     children = [child_of(shard(1, 0, 31, 0)), child_of(shard(2, 32, 63, 0))]
     start = Position.at_timestamp(NOW)
@@ -388,7 +394,7 @@ def test_a_shard_that_starts_at_its_stop_is_read() -> None:
 def test_the_oldest_listed_descendants_take_the_place_of_a_shard_that_is_gone() -> None:
     lost = state(0, 0, 63, watermark=8)
     listed = [shard(5, 0, 15), shard(6, 16, 31), shard(2, 32, 63), shard(7, 0, 31, 5, 6)]
-    found = after_loss(lost, listed, [lost], {}, Position.at_timestamp(NOW), is_only_restriction=False)
+    found = after_loss(lost, listed, [lost], {}, Position.at_timestamp(NOW), is_only_restriction=True)
     assert ids(found) == [2, 5, 6]
     assert {(s.position, s.watermark_micros) for s in found} == {(Position.at_timestamp(NOW), 8)}
 
@@ -405,10 +411,23 @@ def test_a_named_descendant_starts_at_its_name() -> None:
     assert [s.position for s in found] == [HORIZON, Position.after(9)]
 
 
-def test_a_descendant_that_reaches_into_anothers_range_fails_with_the_way_out() -> None:
-    with pytest.raises(DataLoss, match="shard shardId-000000000003, which reaches beyond it.*restrictions=1"):
-        after_loss(state(1, 0, 31), [shard(3, 0, 63)], [], {}, HORIZON, is_only_restriction=False)
-    assert ids(after_loss(state(1, 0, 31), [shard(3, 0, 63)], [], {}, HORIZON, is_only_restriction=True)) == [3]
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [shard(3, 0, 63, 1, 2)],  # reaches beyond it
+        [shard(4, 0, 31, 3)],  # does not, but the merge before it did, and its other half may be nobody's
+    ],
+)
+def test_a_descendant_of_others_too_fails_with_the_way_out(listed: list[Shard]) -> None:
+    lost = state(1, 0, 31)
+    with pytest.raises(DataLoss, match="did not come from it alone.*restrictions=1"):
+        after_loss(lost, listed, [], {}, HORIZON, is_only_restriction=False)
+    assert len(after_loss(lost, listed, [], {}, HORIZON, is_only_restriction=True)) == 1
+
+
+def test_the_parts_of_a_shard_that_is_gone_follow_it_in_any_restriction() -> None:
+    listed = [shard(5, 0, 15, 1), shard(6, 16, 31, 1)]
+    assert ids(after_loss(state(1, 0, 31), listed, [], {}, HORIZON, is_only_restriction=False)) == [5, 6]
 
 
 def test_a_loss_that_leaves_nothing_is_an_error() -> None:
