@@ -24,6 +24,17 @@ WHOLE_RECORD: Final = (1 << 63) - 1
 SequenceNumberLike = str | tuple[str, int]
 
 
+def time_text(timestamp: Timestamp) -> str:
+    """Return a time for a message, as RFC 3339 where it lies in the years 1 to 9999.
+
+    Else a number of milliseconds was taken for seconds, as happens; then the text says so.
+    """
+    try:
+        return str(timestamp.to_rfc3339())
+    except OverflowError:
+        return f"Timestamp({timestamp.micros / 1e6:.0f}), which is after the year 9999: were milliseconds meant?"
+
+
 def arrival_seconds_of(sequence_number: int) -> float | None:
     """Return when the service made a sequence number, in seconds since the epoch; None if it does not tell.
 
@@ -94,7 +105,7 @@ class Position:
         if self.kind is PositionKind.TRIM_HORIZON:
             return "TRIM_HORIZON"
         if self.kind is PositionKind.AT_TIMESTAMP:
-            return f"AT_TIMESTAMP({Timestamp(micros=self.timestamp_micros).to_rfc3339()})"
+            return f"AT_TIMESTAMP({time_text(Timestamp(micros=self.timestamp_micros))})"
         sub = "" if self.sub_sequence_number in (0, WHOLE_RECORD) else f"/{self.sub_sequence_number}"
         return f"{self.kind.value}({self.sequence_number}{sub})"
 
@@ -229,8 +240,8 @@ class StartingPosition:
             return StartingPosition(StartKind.AT_TIMESTAMP, now)
         if self.timestamp is not None and self.timestamp > now:
             raise ConfigurationError(
-                f"starting_position must not lie in the future, got at_timestamp({self.timestamp.to_rfc3339()}) at "
-                f"{now.to_rfc3339()}; use StartingPosition.latest() to read from now on"
+                f"starting_position must not lie in the future, got at_timestamp({time_text(self.timestamp)}) at "
+                f"{time_text(now)}; use StartingPosition.latest() to read from now on"
             )
         if self.otherwise is not None:
             return replace(self, otherwise=self.otherwise.pinned(now))

@@ -61,7 +61,7 @@ from samza_kinesis_io.errors import (
 )
 from samza_kinesis_io.limits import MAX_RECORDS_PER_GET, MIB
 from samza_kinesis_io.polling import ReadLimits
-from samza_kinesis_io.positions import StartingPosition, StartKind, StopKind, StopPosition
+from samza_kinesis_io.positions import StartingPosition, StartKind, StopKind, StopPosition, time_text
 from samza_kinesis_io.records import KinesisRecord, KinesisRecordCoder
 from samza_kinesis_io.restriction import (
     Advance,
@@ -294,7 +294,7 @@ class PlanShards(beam.DoFn):
                 _log.warning(
                     "ReadFromKinesis: starting_position %s is older than the retention of stream %s (%d h); reading "
                     "begins at the oldest record that is left",
-                    start.timestamp.to_rfc3339(),
+                    time_text(start.timestamp),
                     description.name,
                     description.retention_hours,
                 )
@@ -846,8 +846,8 @@ class ReadFromKinesis(beam.PTransform):
         if stop_at is not None and stop_at.timestamp is not None and starting_position.timestamp is not None:
             if stop_at.timestamp < starting_position.timestamp:
                 raise ConfigurationError(
-                    f"stop_at must not lie before starting_position, got {stop_at.timestamp.to_rfc3339()} and "
-                    f"{starting_position.timestamp.to_rfc3339()}"
+                    f"stop_at must not lie before starting_position, got {time_text(stop_at.timestamp)} and "
+                    f"{time_text(starting_position.timestamp)}"
                 )
         self._factory: ClientFactory = client if client is not None else ClientConfig()
         if not callable(getattr(self._factory, "connect", None)):
@@ -980,6 +980,6 @@ def _check_past(plan: ReadPlan, now: Timestamp) -> None:
     stop = plan.stop
     if stop is not None and stop.kind is StopKind.AT_TIMESTAMP and stop.timestamp is not None and stop.timestamp > now:
         raise ConfigurationError(
-            f"stop_at must lie in the past on the Spark runner, got {stop.timestamp.to_rfc3339()}: its shards are read "
+            f"stop_at must lie in the past on the Spark runner, got {time_text(stop.timestamp)}: its shards are read "
             "one after the other and each would wait; use StopPosition.now()"
         )

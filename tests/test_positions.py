@@ -138,6 +138,13 @@ def test_a_start_in_the_future_is_refused() -> None:
         named.pinned(NOW)
 
 
+def test_a_start_in_milliseconds_is_refused_with_the_guess_that_it_is_one() -> None:
+    """Beam takes such a time and cannot write it: it lies after the year 9999."""
+    start = StartingPosition.at_timestamp(Timestamp(1_700_000_000_000))
+    with pytest.raises(ConfigurationError, match="must not lie in the future.*were milliseconds meant"):
+        start.pinned(Timestamp(1_700_000_000))
+
+
 def test_a_start_at_this_very_moment_is_none_in_the_future() -> None:
     start = StartingPosition.at_timestamp(NOW)
     assert start.pinned(NOW) is start
