@@ -69,7 +69,8 @@ def check_read(runner: Any, options: PipelineOptions, *, bounded: bool) -> None:
         if missing:
             raise ConfigurationError(
                 f"an unbounded read on the Flink runner needs {', '.join(missing)}: without checkpoints nothing "
-                "survives a failure, and without --finish_bundle_before_checkpointing a job can hang silently at its start."
+                "survives a failure, and without --finish_bundle_before_checkpointing a job can hang silently at its "
+                "start."
             )
 
 
